@@ -1,0 +1,2 @@
+//! etcd's bytes, pure: what its files hold, and nothing about where they lie.
+pub mod wal;

@@ -1,0 +1,58 @@
+//! Every bound in the system, with its unit; what happens at the bound stands beside it.
+//!
+//! Sizes that a scenario must be able to reach are fields of a `Config` somewhere; these are their defaults.
+
+/// The largest request a client may send, in bytes as replicated. etcd's default. Larger: "request is too large".
+pub const REQUEST_BYTES_MAX: usize = 1_572_864;
+/// The largest gRPC message accepted, in bytes. Larger: ResourceExhausted, and nothing is decoded.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + (512 << 10);
+/// The most compares, or operations in one branch, of a transaction. etcd's default. More: "too many operations".
+pub const TXN_OPS_MAX: usize = 128;
+/// How deep transactions may nest. Deeper requests are refused as malformed.
+pub const TXN_DEPTH_MAX: usize = 16;
+
+/// One raft tick, and the interval of heartbeats, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 100;
+/// The least time without a leader before a member stands for election, in milliseconds.
+pub const ELECTION_MS: u64 = 1_000;
+/// What a request may wait for on top of two election timeouts, in milliseconds. etcd's constant.
+pub const REQUEST_WAIT_MS: u64 = 5_000;
+/// A linearizable read that heard nothing asks again under a new id after this many milliseconds.
+pub const READ_RETRY_MS: u64 = 500;
+
+/// The most bytes of entries in one append message. One entry may exceed it alone.
+pub const APPEND_BYTES_MAX: u64 = 1 << 20;
+/// Append messages to one follower that may be on their way at once; then the leader waits for answers.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 256;
+/// Bytes of entries that are proposed but not committed; beyond it proposals wait in the queue.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// The most bytes of committed entries applied in one go: keeps a step short.
+pub const APPLY_BYTES_MAX: u64 = 1 << 20;
+/// Requests that may wait for consensus in one member; one more is refused with "too many requests".
+pub const PROPOSALS_WAITING_MAX: usize = 20_000;
+
+/// Undelivered bytes of events on one watch stream; beyond it the stream's watches fall behind and catch up from
+/// history at the pace at which the client reads.
+pub const WATCH_STREAM_BYTES_MAX: usize = 4 << 20;
+/// Revisions looked through in one go when a watch catches up: keeps a step short.
+pub const WATCH_CATCH_UP_REVISIONS: usize = 1_000;
+
+/// The size at which the log goes over to a new segment, in bytes. etcd's.
+pub const SEGMENT_BYTES: u64 = 64_000_000;
+/// The largest record a log reader accepts, in bytes: larger is corruption, not data.
+pub const RECORD_BYTES_MAX: usize = 64 << 20;
+/// The largest raft message a peer may send, in bytes. Larger: the stream is closed.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes waiting for one peer; beyond it messages are dropped and the peer is reported unreachable.
+pub const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Inputs waiting for the driver; beyond it requests are refused with "too many requests" (messages of peers are
+/// bounded by their streams).
+pub const INBOX_MAX: usize = 100_000;
+
+// An append message must fit through a peer's stream with room for its envelope.
+const _: () = assert!((APPEND_BYTES_MAX as usize + REQUEST_BYTES_MAX) * 2 < PEER_MESSAGE_BYTES_MAX);
+// A legal request must fit in one log record: entries are never split.
+const _: () = assert!(REQUEST_BYTES_MAX + (1 << 10) < RECORD_BYTES_MAX);
+// A queue must hold at least what may be in flight to one follower when requests are small.
+const _: () = assert!(PEER_QUEUE_BYTES_MAX as u64 > APPEND_BYTES_MAX * 4);
+const _: () = assert!(ELECTION_MS >= 5 * HEARTBEAT_MS);

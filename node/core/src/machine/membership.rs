@@ -1,0 +1,223 @@
+//! Who belongs to the cluster: the one source of truth, changed only by applying the log.
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
+
+use crate::types::{ClusterId, MemberId};
+
+/// A member, in etcd's JSON form: as it stands in configuration entries and in etcd's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    #[serde(with = "id")]
+    pub id: MemberId,
+    #[serde(rename = "peerURLs", default, deserialize_with = "null_is_empty")]
+    pub peer_urls: Vec<String>,
+    #[serde(rename = "isLearner", default, skip_serializing_if = "is_false")]
+    pub is_learner: bool,
+    /// Empty until the member has published itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(rename = "clientURLs", default, skip_serializing_if = "Vec::is_empty")]
+    pub client_urls: Vec<String>,
+}
+
+mod id {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::types::MemberId;
+
+    pub fn serialize<S: Serializer>(id: &MemberId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(id.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MemberId, D::Error> {
+        u64::deserialize(deserializer).map(MemberId)
+    }
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Option::<Vec<String>>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+impl Member {
+    /// A founding member: its id follows from its URLs and the cluster's token, so all members derive the same.
+    pub fn founding(name: &str, mut peer_urls: Vec<String>, token: &str) -> Member {
+        peer_urls.sort();
+        let mut hash = Sha1::new();
+        peer_urls.iter().for_each(|url| hash.update(url));
+        hash.update(token);
+        Member {
+            id: MemberId(first_eight(hash)),
+            peer_urls,
+            is_learner: false,
+            name: name.to_owned(),
+            client_urls: Vec::new(),
+        }
+    }
+}
+
+/// A cluster's id follows from its founding members'.
+pub fn cluster_id(founders: &[Member]) -> ClusterId {
+    let ids: BTreeSet<_> = founders.iter().map(|member| member.id).collect();
+    let mut hash = Sha1::new();
+    ids.iter().for_each(|id| hash.update(id.0.to_be_bytes()));
+    ClusterId(first_eight(hash))
+}
+
+fn first_eight(hash: Sha1) -> u64 {
+    let bytes = hash.finalize();
+    u64::from_be_bytes(bytes[..8].try_into().expect("a SHA-1 has 20 bytes"))
+}
+
+/// What a configuration entry asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Add(Member),
+    Promote(MemberId),
+    Remove(MemberId),
+    UpdatePeers(MemberId, Vec<String>),
+}
+
+/// Why an entry's change does not apply; the cluster goes on as if it had been empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    #[error("member {0} was removed and may never come back")]
+    Removed(MemberId),
+    #[error("member {0} exists already")]
+    Exists(MemberId),
+    #[error("member {0} is not in the cluster")]
+    Unknown(MemberId),
+    #[error("peer URL {0} is in use")]
+    UrlInUse(String),
+    #[error("member {0} is no learner")]
+    NotLearner(MemberId),
+}
+
+/// Invariants: no id is both a member and removed; ids are never 0.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Membership {
+    members: BTreeMap<MemberId, Member>,
+    removed: BTreeSet<MemberId>,
+}
+
+impl Membership {
+    pub fn get(&self, id: MemberId) -> Option<&Member> {
+        self.members.get(&id)
+    }
+
+    pub fn members(&self) -> impl ExactSizeIterator<Item = &Member> {
+        self.members.values()
+    }
+
+    pub fn removed(&self) -> impl Iterator<Item = MemberId> {
+        self.removed.iter().copied()
+    }
+
+    pub fn is_removed(&self, id: MemberId) -> bool {
+        self.removed.contains(&id)
+    }
+
+    pub fn apply(&mut self, change: Change) -> Result<(), ChangeError> {
+        let known = |id: MemberId| {
+            if self.removed.contains(&id) {
+                Err(ChangeError::Removed(id))
+            } else if self.members.contains_key(&id) {
+                Ok(())
+            } else {
+                Err(ChangeError::Unknown(id))
+            }
+        };
+        match change {
+            Change::Add(member) => {
+                if self.removed.contains(&member.id) {
+                    return Err(ChangeError::Removed(member.id));
+                }
+                if self.members.contains_key(&member.id) {
+                    return Err(ChangeError::Exists(member.id));
+                }
+                self.check_urls(member.id, &member.peer_urls)?;
+                self.members.insert(member.id, member);
+            }
+            Change::Promote(id) => {
+                known(id)?;
+                let member = self.members.get_mut(&id).expect("known");
+                if !member.is_learner {
+                    return Err(ChangeError::NotLearner(id));
+                }
+                member.is_learner = false;
+            }
+            Change::Remove(id) => {
+                known(id)?;
+                self.members.remove(&id);
+                self.removed.insert(id);
+            }
+            Change::UpdatePeers(id, urls) => {
+                known(id)?;
+                self.check_urls(id, &urls)?;
+                self.members.get_mut(&id).expect("known").peer_urls = urls;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_urls(&self, id: MemberId, urls: &[String]) -> Result<(), ChangeError> {
+        let others = self.members.values().filter(|member| member.id != id);
+        match others.flat_map(|member| &member.peer_urls).find(|url| urls.contains(url)) {
+            Some(url) => Err(ChangeError::UrlInUse(url.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// A member published itself. One that was removed meanwhile stays unknown. Returns whether something changed.
+    pub fn publish(&mut self, id: MemberId, name: String, client_urls: Vec<String>) -> bool {
+        let Some(member) = self.members.get_mut(&id) else { return false };
+        let changed = member.name != name || member.client_urls != client_urls;
+        (member.name, member.client_urls) = (name, client_urls);
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_those_of_etcd() {
+        // What etcd 3.6 logs for `--initial-cluster n1=http://127.0.0.1:12380 --initial-cluster-token etcd-cluster`.
+        let member = Member::founding("default", vec!["http://localhost:2380".into()], "etcd-cluster");
+        assert_eq!(member.id.to_string(), "8e9e05c52164694d");
+        assert_eq!(cluster_id(&[member]).0, 0xcdf8_18194e3a_8c32);
+    }
+
+    #[test]
+    fn members_are_read_and_written_as_etcd_does() {
+        let json = r#"{"id":10276657743932975437,"peerURLs":["http://localhost:2380"],"name":"default"}"#;
+        let member: Member = serde_json::from_str(json).unwrap();
+        assert_eq!(member.id, MemberId(0x8e9e_05c5_2164_694d));
+        assert_eq!(serde_json::to_string(&member).unwrap(), json);
+        let promote: Member = serde_json::from_str(r#"{"id":7,"peerURLs":null,"isPromote":true}"#).unwrap();
+        assert!(promote.peer_urls.is_empty());
+    }
+
+    #[test]
+    fn removed_ids_never_return_and_updates_keep_the_learner_flag() {
+        let mut membership = Membership::default();
+        let mut member = Member::founding("a", vec!["http://a:1".into()], "t");
+        member.is_learner = true;
+        let id = member.id;
+        membership.apply(Change::Add(member.clone())).unwrap();
+        assert_eq!(membership.apply(Change::Add(member.clone())), Err(ChangeError::Exists(id)));
+        membership.apply(Change::UpdatePeers(id, vec!["http://a:2".into()])).unwrap();
+        assert!(membership.get(id).unwrap().is_learner);
+        membership.apply(Change::Promote(id)).unwrap();
+        assert_eq!(membership.apply(Change::Promote(id)), Err(ChangeError::NotLearner(id)));
+        membership.apply(Change::Remove(id)).unwrap();
+        assert_eq!(membership.apply(Change::Add(member)), Err(ChangeError::Removed(id)));
+        assert_eq!(membership.apply(Change::Remove(id)), Err(ChangeError::Removed(id)));
+    }
+}

@@ -1,0 +1,88 @@
+//! Forgetting history, and the hash over what is left.
+use prost::Message;
+
+use super::{Position, Record, Store};
+use crate::{error::Refusal, proto::mvccpb, types::Revision};
+
+impl Store {
+    /// Forgets what no read at `revision` or later can see: of each key its versions before the newest one up to
+    /// `revision`, and that one too if it is a deletion before `revision`. (A deletion at `revision` itself stays,
+    /// so that a watch which starts there sees it.)
+    ///
+    /// Costs what happened since the last compaction, not what is stored: only a version in that window can outdate
+    /// another.
+    pub fn compact(&mut self, revision: Revision) -> Result<(), Refusal> {
+        if revision <= self.compacted {
+            return Err(Refusal::Compacted);
+        }
+        if revision > self.revision {
+            return Err(Refusal::FutureRevision);
+        }
+        // The last compaction may have kept deletions at its own revision: begin there.
+        let window = Position::start_of(self.compacted)..Position::start_of(Revision(revision.0 + 1));
+        let recent: Vec<_> = self.log.range(window).map(|(_, record)| record.clone()).collect();
+        for record in recent {
+            self.forget(record.previous);
+            if record.is_tombstone() && record.modified() < revision {
+                self.forget(record.position);
+                if self.keys.get(&record.key).is_some_and(|newest| newest.position == record.position) {
+                    self.keys.remove(&record.key);
+                }
+            }
+        }
+        self.compacted = revision;
+        Ok(())
+    }
+
+    fn forget(&mut self, position: Position) {
+        if let Some(record) = self.log.remove(&position) {
+            self.bytes -= record.stored_bytes();
+        }
+    }
+
+    /// etcd's HashKV: CRC-32C over the history up to `revision`, as its backend stores it.
+    pub fn hash(&self, revision: Revision) -> Result<u32, Refusal> {
+        self.check_revision(revision)?;
+        let last = if revision.0 <= 0 { self.revision } else { revision };
+        let rows = self.log.range(..Position::start_of(Revision(last.0 + 1))).map(|(_, record)| record);
+        let rows = rows.filter(|record| !(record.is_tombstone() && record.modified() == self.compacted));
+        Ok(rows.fold(crc32c::crc32c(b"key"), |crc, record| {
+            crc32c::crc32c_append(crc32c::crc32c_append(crc, &row_key(record)), &row_value(record))
+        }))
+    }
+}
+
+/// The key under which etcd's backend stores a version: main, `_`, sub, and `t` for a deletion.
+pub fn row_key(record: &Record) -> Vec<u8> {
+    let mut key = Vec::with_capacity(18);
+    key.extend_from_slice(&record.position.main.to_be_bytes());
+    key.push(b'_');
+    key.extend_from_slice(&record.position.sub.to_be_bytes());
+    if record.is_tombstone() {
+        key.push(b't');
+    }
+    key
+}
+
+/// What etcd's backend stores there.
+pub fn row_value(record: &Record) -> Vec<u8> {
+    let kv = if record.is_tombstone() {
+        mvccpb::KeyValue { key: record.key.clone(), ..Default::default() }
+    } else {
+        record.to_proto()
+    };
+    kv.encode_to_vec()
+}
+
+impl Record {
+    pub fn to_proto(&self) -> mvccpb::KeyValue {
+        mvccpb::KeyValue {
+            key: self.key.clone(),
+            create_revision: self.created.0,
+            mod_revision: self.position.main,
+            version: self.version,
+            value: self.value.clone(),
+            lease: self.lease.0,
+        }
+    }
+}

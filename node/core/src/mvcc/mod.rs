@@ -1,0 +1,163 @@
+//! The multi-version store: every key's history, and the history of all keys by revision.
+//!
+//! Two persistent (structure-sharing) ordered maps hold the same records: `keys` the newest version of each key,
+//! `log` every version by its position. A clone of the [`Store`] is a consistent view that costs a few pointers, so
+//! readers work on a clone and writers never wait for them.
+//!
+//! ```text
+//! keys:  a -> (4,0)      log: (2,0) a=1   <-.
+//!        b -> (3,0)t          (3,0) b dead  | previous
+//!                             (4,0) a=2   --'
+//! ```
+//!
+//! Invariants:
+//! - A record's `previous` is the version of the same key before it. If the log no longer has it, that version was
+//!   compacted away, or there was none.
+//! - `keys` holds exactly the newest record of every key that `log` knows.
+//! - `compacted <= revision`; every record older than `compacted` is the newest of its key up to there.
+mod compact;
+mod range;
+mod write;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imbl::OrdMap;
+
+pub use range::{KeyRange, Order, RangeEnd, RangeOptions, RangeResult, SortTarget};
+pub use write::Writer;
+
+use crate::{
+    error::Refusal,
+    types::{LeaseId, Revision},
+};
+
+/// Where a version stands in history: its transaction, and its place among that transaction's changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Position {
+    pub main: i64,
+    pub sub: i64,
+}
+
+impl Position {
+    pub const fn start_of(revision: Revision) -> Position {
+        Position { main: revision.0, sub: 0 }
+    }
+}
+
+/// One version of one key. A deletion is a version too: a tombstone, with `version` 0 and nothing but the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub key: Bytes,
+    pub value: Bytes,
+    pub position: Position,
+    /// The revision at which this life of the key began.
+    pub created: Revision,
+    /// Puts since `created`, counting from 1; 0 for a tombstone.
+    pub version: i64,
+    pub lease: LeaseId,
+    /// The version before this one; [`Position::default`] if there was none.
+    pub previous: Position,
+}
+
+impl Record {
+    pub fn is_tombstone(&self) -> bool {
+        self.version == 0
+    }
+
+    pub fn modified(&self) -> Revision {
+        Revision(self.position.main)
+    }
+
+    /// Bytes this version takes in etcd's backend, roughly: what a quota counts.
+    fn stored_bytes(&self) -> u64 {
+        (self.key.len() + self.value.len() + 64) as u64
+    }
+}
+
+/// See the module's head. Cloning is cheap; a clone is a read-only view by convention.
+#[derive(Debug, Clone)]
+pub struct Store {
+    keys: OrdMap<Bytes, Arc<Record>>,
+    log: OrdMap<Position, Arc<Record>>,
+    revision: Revision,
+    compacted: Revision,
+    bytes: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Store {
+            keys: OrdMap::new(),
+            log: OrdMap::new(),
+            revision: Revision(1),
+            compacted: Revision(0),
+            bytes: 0,
+        }
+    }
+}
+
+impl Store {
+    /// The revision of the last transaction that changed something; 1 when none has.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Reads below this revision are refused; 0 when nothing was ever compacted.
+    pub fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    /// Bytes of all versions held.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The key's newest version, unless it is deleted.
+    pub fn get(&self, key: &[u8]) -> Option<&Arc<Record>> {
+        self.keys.get(key).filter(|record| !record.is_tombstone())
+    }
+
+    /// The version before `record`, if it is still known and was not a deletion.
+    pub fn before(&self, record: &Record) -> Option<&Arc<Record>> {
+        self.log.get(&record.previous).filter(|record| !record.is_tombstone())
+    }
+
+    /// Every version from `first` on, in the order of history.
+    pub fn history(&self, first: Revision) -> impl Iterator<Item = &Arc<Record>> {
+        self.log.range(Position::start_of(first)..).map(|(_, record)| record)
+    }
+
+    /// Whether `revision` can be read: 0 and below mean "now".
+    pub fn check_revision(&self, revision: Revision) -> Result<(), Refusal> {
+        if revision > self.revision {
+            Err(Refusal::FutureRevision)
+        } else if revision.0 > 0 && revision < self.compacted {
+            Err(Refusal::Compacted)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Checks the invariants in the module's head; for tests.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        assert!(self.compacted <= self.revision);
+        let mut newest = std::collections::BTreeMap::new();
+        let mut bytes = 0;
+        for (position, record) in &self.log {
+            assert_eq!(*position, record.position);
+            assert!(record.previous < record.position);
+            bytes += record.stored_bytes();
+            if let Some(before) = newest.insert(record.key.clone(), record.clone()) {
+                assert_eq!(before.position, record.previous, "the chain of {:?} has a gap", record.key);
+                assert!(record.position.main > self.compacted.0, "{record:?} should have compacted its predecessor");
+            }
+        }
+        assert_eq!(bytes, self.bytes);
+        assert!(newest.iter().eq(self.keys.iter()), "keys must hold the newest of each chain");
+    }
+}
+
+#[cfg(test)]
+mod tests;
