@@ -41,16 +41,11 @@ pub enum Refusal {
     Timeout,
     #[error("request timed out, possibly due to previous leader failure")]
     TimeoutLeaderFailed,
-    #[error("request timed out, possibly due to connection lost")]
-    TimeoutConnectionLost,
 }
 
 impl Refusal {
     /// Whether the request certainly has no effect, now or later. Time-outs of what was proposed are not definite.
     pub fn is_definite(self) -> bool {
-        !matches!(
-            self,
-            Refusal::Timeout | Refusal::TimeoutLeaderFailed | Refusal::TimeoutConnectionLost | Refusal::Stopped
-        )
+        !matches!(self, Refusal::Timeout | Refusal::TimeoutLeaderFailed | Refusal::Stopped)
     }
 }

@@ -14,43 +14,104 @@ pub enum Role {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeEvent {
     /// The node read its log back and is about to take part.
-    Recovered { term: Term, vote: MemberId, commit: Index, last: Index },
+    Recovered {
+        term: Term,
+        vote: MemberId,
+        commit: Index,
+        last: Index,
+    },
     /// Role, term or known leader changed. `leader` is 0 when unknown.
-    RoleChanged { role: Role, term: Term, leader: MemberId },
+    RoleChanged {
+        role: Role,
+        term: Term,
+        leader: MemberId,
+    },
     /// A client's request got its id and is about to be proposed.
-    Proposed { trace: TraceId, request: RequestId },
+    Proposed {
+        trace: TraceId,
+        request: RequestId,
+    },
     /// An entry entered this member's log, in memory; what stood at this index and after it before is gone.
     /// `hash` is of the entry's type and data.
-    Appended { index: Index, term: Term, hash: u64 },
+    Appended {
+        index: Index,
+        term: Term,
+        hash: u64,
+    },
     /// A batch was handed to the disk: `last` is the log's last index in it, if it holds entries.
-    PersistStarted { persist: PersistId, term: Term, vote: MemberId, last: Option<(Index, Term)> },
+    PersistStarted {
+        persist: PersistId,
+        term: Term,
+        vote: MemberId,
+        last: Option<(Index, Term)>,
+    },
     /// That batch, and all before it, is durable.
-    Persisted { persist: PersistId },
+    Persisted {
+        persist: PersistId,
+    },
     /// A raft message was handed to the transport.
-    Sent { to: MemberId, kind: &'static str, term: Term, index: Index },
+    Sent {
+        to: MemberId,
+        kind: &'static str,
+        term: Term,
+        index: Index,
+    },
     /// A raft message arrived.
-    Received { from: MemberId, kind: &'static str, term: Term, index: Index },
+    Received {
+        from: MemberId,
+        kind: &'static str,
+        term: Term,
+        index: Index,
+    },
     /// The commit index moved.
-    Committed { index: Index },
+    Committed {
+        index: Index,
+    },
     /// The machine applied an entry. `request` is 0 for what no client asked for.
-    Applied { index: Index, term: Term, request: RequestId, revision: Revision, digest: Digest },
+    Applied {
+        index: Index,
+        term: Term,
+        request: RequestId,
+        revision: Revision,
+        digest: Digest,
+    },
     /// A client is told that its write is done.
-    Acknowledged { request: RequestId, index: Index },
+    Acknowledged {
+        request: RequestId,
+        index: Index,
+    },
     /// A client is told that its request failed and, if `definite`, that it never takes effect.
-    Refused { request: RequestId, definite: bool },
+    Refused {
+        request: RequestId,
+        definite: bool,
+    },
     /// Reads that asked before this moment may be served from `index` on.
-    ReadConfirmed { index: Index, term: Term },
+    ReadConfirmed {
+        index: Index,
+        term: Term,
+    },
     /// The log went over to a new segment.
-    SegmentStarted { sequence: u64, first: Index },
+    SegmentStarted {
+        sequence: u64,
+        first: Index,
+    },
     /// A stream from this member to a peer came up or went away.
-    PeerConnected { peer: MemberId },
-    PeerLost { peer: MemberId },
+    PeerConnected {
+        peer: MemberId,
+    },
+    PeerLost {
+        peer: MemberId,
+    },
     /// The leader gave up its role because its disk had not answered for an election timeout.
-    DiskStalled { since_ms: u64 },
+    DiskStalled {
+        since_ms: u64,
+    },
     /// The node serves clients.
     Serving,
     /// The node stopped, and why.
-    Stopped { reason: String },
+    Stopped {
+        reason: String,
+    },
 }
 
 impl NodeEvent {

@@ -32,8 +32,8 @@ number! {
     LeaseId(i64);
     /// One request of one client, unique in the cluster and over restarts; the id in the replicated command.
     RequestId(u64);
-    /// One linearizable read, unique in one run of one node.
-    ReadId(u64);
+    /// What a client waits for: one write or one linearizable read, unique in one run of one node.
+    Ticket(u64);
     /// One batch handed to the disk; numbered from 1 in one run of one node.
     PersistId(u64);
     /// A client stream on which watches are multiplexed; unique in one run of one node.

@@ -25,20 +25,12 @@ impl EventList {
     pub fn new<O>(operations: &[&Operation<O>]) -> Self {
         let mut sorted = Vec::new();
         for (op, operation) in operations.iter().enumerate() {
-            let returned_at = operation
-                .returned_at
-                .expect("only what returned is in the list");
+            let returned_at = operation.returned_at.expect("only what returned is in the list");
             sorted.extend([(operation.called_at, false, op), (returned_at, true, op)]);
         }
         sorted.sort_unstable(); // at one position calls come first: they overlap the returns
         let count = sorted.len() + 1;
-        let head = Event {
-            at: 0,
-            op: 0,
-            is_return: false,
-            prev: count - 1,
-            next: 1 % count,
-        };
+        let head = Event { at: 0, op: 0, is_return: false, prev: count - 1, next: 1 % count };
         let (mut call_of, mut return_of) = (vec![0; operations.len()], vec![0; operations.len()]);
         let mut events = vec![head];
         for (at, is_return, op) in sorted {
@@ -48,19 +40,9 @@ impl EventList {
             } else {
                 call_of[op] = slot;
             }
-            events.push(Event {
-                at,
-                op,
-                is_return,
-                prev: slot - 1,
-                next: (slot + 1) % count,
-            });
+            events.push(Event { at, op, is_return, prev: slot - 1, next: (slot + 1) % count });
         }
-        EventList {
-            events,
-            call_of,
-            return_of,
-        }
+        EventList { events, call_of, return_of }
     }
 
     pub fn event(&self, slot: usize) -> Event {
@@ -103,12 +85,8 @@ mod tests {
 
     #[test]
     fn lifted_operations_come_back_to_their_places() {
-        let operation = |called_at, returned_at| Operation {
-            client: 0,
-            op: (),
-            called_at,
-            returned_at: Some(returned_at),
-        };
+        let operation =
+            |called_at, returned_at| Operation { client: 0, op: (), called_at, returned_at: Some(returned_at) };
         let operations = [operation(1, 4), operation(2, 3), operation(4, 5)];
         let mut list = EventList::new(&operations.iter().collect::<Vec<_>>());
         let shown = |list: &EventList| {
@@ -122,14 +100,7 @@ mod tests {
         };
         let whole = shown(&list);
         // Of the two events at 4 the call comes first.
-        let calls_and_returns = [
-            (0, false),
-            (1, false),
-            (1, true),
-            (2, false),
-            (0, true),
-            (2, true),
-        ];
+        let calls_and_returns = [(0, false), (1, false), (1, true), (2, false), (0, true), (2, true)];
         assert_eq!(whole, calls_and_returns);
         list.lift(1);
         assert_eq!(shown(&list), [(0, false), (2, false), (0, true), (2, true)]);

@@ -56,11 +56,7 @@ pub struct ParseError {
 
 /// Names the format of `text`. `file` is for errors only, here and below.
 pub fn recognise(file: &str, text: &str) -> Result<Format, ParseError> {
-    let first = lines(file, text).next().unwrap_or(Line {
-        file,
-        number: 1,
-        text: "",
-    });
+    let first = lines(file, text).next().unwrap_or(Line { file, number: 1, text: "" });
     match first.text {
         text if text.starts_with("INFO") => Ok(Format::Jepsen),
         text if text.starts_with("{:") => Ok(Format::Porcupine),
@@ -73,16 +69,7 @@ pub fn parse_jepsen(file: &str, text: &str) -> Result<Vec<Operation<RegisterOp>>
     let mut recorder = Recorder::default();
     for line in lines(file, text) {
         let words: Vec<&str> = line.text.split_whitespace().collect();
-        let [
-            "INFO",
-            "jepsen.util",
-            "-",
-            process,
-            phase,
-            function,
-            value @ ..,
-        ] = words.as_slice()
-        else {
+        let ["INFO", "jepsen.util", "-", process, phase, function, value @ ..] = words.as_slice() else {
             return Err(line.expected("`INFO jepsen.util - PROCESS PHASE FUNCTION VALUE`"));
         };
         let process: u64 = number(&line, process)?;
@@ -100,43 +87,22 @@ pub fn parse_jepsen(file: &str, text: &str) -> Result<Vec<Operation<RegisterOp>>
             ":info" => Ending::Unknown,
             _ => return Err(line.expected("the phase :invoke, :ok, :fail or :info")),
         };
-        recorder.end(&line, process, |called| {
-            same_call(&line, called, ending, RegisterOp::asked)
-        })?;
+        recorder.end(&line, process, |called| same_call(&line, called, ending, RegisterOp::asked))?;
     }
     Ok(recorder.finish())
 }
 
 /// `succeeded` is `None` in a call.
-fn jepsen_op(
-    line: &Line,
-    function: &str,
-    value: &[&str],
-    succeeded: Option<bool>,
-) -> Result<RegisterOp, ParseError> {
+fn jepsen_op(line: &Line, function: &str, value: &[&str], succeeded: Option<bool>) -> Result<RegisterOp, ParseError> {
     match (function, value) {
-        (":read", ["nil"]) => Ok(RegisterOp::Read {
-            saw: succeeded.map(|_| None),
-        }),
-        (":read", [value]) if succeeded.is_some() => Ok(RegisterOp::Read {
-            saw: Some(Some(number(line, value)?)),
-        }),
-        (":write", [value]) => Ok(RegisterOp::Write {
-            value: number(line, value)?,
-        }),
+        (":read", ["nil"]) => Ok(RegisterOp::Read { saw: succeeded.map(|_| None) }),
+        (":read", [value]) if succeeded.is_some() => Ok(RegisterOp::Read { saw: Some(Some(number(line, value)?)) }),
+        (":write", [value]) => Ok(RegisterOp::Write { value: number(line, value)? }),
         (":cas", [from, to]) => {
-            let from = from
-                .strip_prefix('[')
-                .ok_or_else(|| line.expected("a pair `[from to]`"))?;
-            let to = to
-                .strip_suffix(']')
-                .ok_or_else(|| line.expected("a pair `[from to]`"))?;
+            let from = from.strip_prefix('[').ok_or_else(|| line.expected("a pair `[from to]`"))?;
+            let to = to.strip_suffix(']').ok_or_else(|| line.expected("a pair `[from to]`"))?;
             let (from, to) = (number(line, from)?, number(line, to)?);
-            Ok(RegisterOp::Cas {
-                from,
-                to,
-                swapped: succeeded,
-            })
+            Ok(RegisterOp::Cas { from, to, swapped: succeeded })
         }
         _ => Err(line.expected("`:read nil`, `:write NUMBER` or `:cas [FROM TO]`")),
     }
@@ -145,23 +111,15 @@ fn jepsen_op(
 pub fn parse_porcupine(file: &str, text: &str) -> Result<Vec<Operation<KvOp>>, ParseError> {
     let mut recorder = Recorder::default();
     for line in lines(file, text) {
-        let [process, phase, function, key, value] =
-            porcupine_fields(line.text).ok_or_else(|| {
-                line.expected("`{:process N, :type PHASE, :f FUNCTION, :key TEXT, :value TEXT}`")
-            })?;
+        let [process, phase, function, key, value] = porcupine_fields(line.text)
+            .ok_or_else(|| line.expected("`{:process N, :type PHASE, :f FUNCTION, :key TEXT, :value TEXT}`"))?;
         let process: u64 = number(&line, process)?;
         let key = quoted(&line, key)?;
         let action = match function {
-            ":get" if phase == ":ok" => KvAction::Get {
-                saw: Some(Some(quoted(&line, value)?)),
-            },
+            ":get" if phase == ":ok" => KvAction::Get { saw: Some(Some(quoted(&line, value)?)) },
             ":get" => KvAction::Get { saw: None },
-            ":put" => KvAction::Put {
-                value: quoted(&line, value)?,
-            },
-            ":append" => KvAction::Append {
-                value: quoted(&line, value)?,
-            },
+            ":put" => KvAction::Put { value: quoted(&line, value)? },
+            ":append" => KvAction::Append { value: quoted(&line, value)? },
             _ => return Err(line.expected("the function :get, :put or :append")),
         };
         let op = KvOp { key, action };
@@ -175,9 +133,7 @@ pub fn parse_porcupine(file: &str, text: &str) -> Result<Vec<Operation<KvOp>>, P
             ":info" => Ending::Unknown,
             _ => return Err(line.expected("the phase :invoke, :ok, :fail or :info")),
         };
-        recorder.end(&line, process, |called| {
-            same_call(&line, called, ending, KvOp::asked)
-        })?;
+        recorder.end(&line, process, |called| same_call(&line, called, ending, KvOp::asked))?;
     }
     Ok(recorder.finish())
 }
@@ -212,12 +168,7 @@ pub struct Recorder<O> {
 impl<O> Default for Recorder<O> {
     fn default() -> Self {
         let (operations, open) = (Vec::new(), BTreeMap::new());
-        Recorder {
-            operations,
-            open,
-            spent: BTreeSet::new(),
-            never: BTreeSet::new(),
-        }
+        Recorder { operations, open, spent: BTreeSet::new(), never: BTreeSet::new() }
     }
 }
 
@@ -226,23 +177,12 @@ impl<O> Recorder<O> {
         if self.spent.contains(&id) || self.open.insert(id, self.operations.len()).is_some() {
             return Err(line.expected(format!("no call of {id}: one is open, or it had its last")));
         }
-        self.operations.push(Operation {
-            client,
-            op,
-            called_at: line.number,
-            returned_at: None,
-        });
+        self.operations.push(Operation { client, op, called_at: line.number, returned_at: None });
         Ok(())
     }
 
     /// A call with an id that serves only once.
-    pub fn call_once(
-        &mut self,
-        line: &Line,
-        id: u64,
-        client: u64,
-        op: O,
-    ) -> Result<(), ParseError> {
+    pub fn call_once(&mut self, line: &Line, id: u64, client: u64, op: O) -> Result<(), ParseError> {
         self.call(line, id, client, op)?;
         assert!(self.spent.insert(id));
         Ok(())
@@ -286,9 +226,7 @@ fn same_call<O: PartialEq + Display>(
     asked: fn(&O) -> O,
 ) -> Result<Ending<O>, ParseError> {
     match ending {
-        Ending::Answered(op) if asked(&op) != *called => {
-            Err(line.expected(format!("the end of `{called}`")))
-        }
+        Ending::Answered(op) if asked(&op) != *called => Err(line.expected(format!("the end of `{called}`"))),
         ending => Ok(ending),
     }
 }
@@ -303,12 +241,7 @@ pub struct Line<'a> {
 impl Line<'_> {
     pub fn expected(&self, expected: impl Into<String>) -> ParseError {
         let (file, found) = (self.file.to_owned(), self.text.to_owned());
-        ParseError {
-            file,
-            line: self.number,
-            expected: expected.into(),
-            found,
-        }
+        ParseError { file, line: self.number, expected: expected.into(), found }
     }
 }
 
@@ -320,8 +253,7 @@ pub fn lines<'a>(file: &'a str, text: &'a str) -> impl Iterator<Item = Line<'a>>
 }
 
 fn number<N: FromStr>(line: &Line, text: &str) -> Result<N, ParseError> {
-    text.parse()
-        .map_err(|_| line.expected(format!("a number instead of `{text}`")))
+    text.parse().map_err(|_| line.expected(format!("a number instead of `{text}`")))
 }
 
 /// An EDN text; the escapes in use are those of JSON.
@@ -347,39 +279,20 @@ mod tests {
         fn check(call: &str, end: &str, history: &str) {
             let text = format!("{JEPSEN} 7\t:invoke\t{call}\n\n{JEPSEN} 7\t{end}\n");
             assert_eq!(recognise("h", &text), Ok(Format::Jepsen));
-            assert_eq!(
-                shown(&parse_jepsen("h", &text).unwrap()).trim_end(),
-                history
-            );
+            assert_eq!(shown(&parse_jepsen("h", &text).unwrap()).trim_end(), history);
         }
         let (read, write, cas) = (":read\tnil", ":write\t4", ":cas\t[1 2]");
         check(read, ":ok\t:read\tnil", "client 7: read -> nil @1..3");
         check(read, ":ok\t:read\t-4", "client 7: read -> -4 @1..3");
         check(read, ":fail\t:read\t:timed-out", "");
-        check(
-            read,
-            ":info\t:read\t:timed-out",
-            "client 7: read -> unknown @1..",
-        );
+        check(read, ":info\t:read\t:timed-out", "client 7: read -> unknown @1..");
         check(write, ":ok\t:write\t4", "client 7: write 4 @1..3");
         check(write, ":fail\t:write\t4", "");
         check(write, ":info\t:write\t:timed-out", "client 7: write 4 @1..");
-        check(
-            cas,
-            ":ok\t:cas\t[1 2]",
-            "client 7: cas 1 to 2 -> swapped @1..3",
-        );
-        check(
-            cas,
-            ":fail\t:cas\t[1 2]",
-            "client 7: cas 1 to 2 -> not swapped @1..3",
-        );
+        check(cas, ":ok\t:cas\t[1 2]", "client 7: cas 1 to 2 -> swapped @1..3");
+        check(cas, ":fail\t:cas\t[1 2]", "client 7: cas 1 to 2 -> not swapped @1..3");
         check(cas, ":fail\t:cas\t:timed-out", "");
-        check(
-            cas,
-            ":info\t:cas\t:timed-out",
-            "client 7: cas 1 to 2 -> unknown @1..",
-        );
+        check(cas, ":info\t:cas\t:timed-out", "client 7: cas 1 to 2 -> unknown @1..");
     }
 
     #[test]
@@ -422,18 +335,12 @@ client 1: put 7 "c" @6..
             assert!(error.starts_with(&format!("h.log:{message}")), "{error}");
         }
         check("", "1: expected a history");
-        check(
-            "\nhello",
-            "2: expected a history: `INFO ...`, `{:process ...`",
-        );
+        check("\nhello", "2: expected a history: `INFO ...`, `{:process ...`");
         check("INFO  jepsen.core - hello", "1: expected `INFO jepsen.util");
         check("{:process 0, :type :ok}", "1: expected `{:process N");
         let put = r#"{:process 0, :type :invoke, :f :put, :key "7", :value nil}"#;
         check(put, "1: expected a text instead of `nil`");
-        check(
-            &put.replace(":put", ":got"),
-            "1: expected the function :get",
-        );
+        check(&put.replace(":put", ":got"), "1: expected the function :get");
 
         let jepsen = |events: &[&str], message| {
             let lines = events.iter().map(|event| format!("{JEPSEN} {event}\n"));
@@ -441,19 +348,13 @@ client 1: put 7 "c" @6..
         };
         let call = "0 :invoke :write 4";
         let lost = "0 :info :write :timed-out";
-        jepsen(
-            &["x :invoke :read nil"],
-            "1: expected a number instead of `x`",
-        );
+        jepsen(&["x :invoke :read nil"], "1: expected a number instead of `x`");
         jepsen(&["0 :invoke :read 4"], "1: expected `:read nil`");
         jepsen(&["0 :invoke :cas 4 5"], "1: expected a pair");
         jepsen(&[call, call], "2: expected no call of 0");
         jepsen(&[call, lost, call], "3: expected no call of 0");
         jepsen(&[call, "1 :ok :write 4"], "2: expected an open call of 1");
-        jepsen(
-            &[call, "0 :ok :write 5"],
-            "2: expected the end of `write 4`",
-        );
+        jepsen(&[call, "0 :ok :write 5"], "2: expected the end of `write 4`");
         jepsen(&[call, "0 :ok :read 4"], "2: expected the end of `write 4`");
         jepsen(&[call, "0 :done :write 4"], "2: expected the phase");
     }

@@ -33,10 +33,7 @@ pub fn parse_json_lines(file: &str, text: &str) -> Result<Vec<Operation<KvOp>>, 
         let mut fields = Fields { line, fields };
         if fields.fields.contains_key("call") {
             let (client, call) = (fields.number("client")?, fields.number("call")?);
-            let op = KvOp {
-                key: fields.text("key")?,
-                action: fields.action()?,
-            };
+            let op = KvOp { key: fields.text("key")?, action: fields.action()? };
             fields.finish()?;
             recorder.call_once(&line, call, client, op)?;
         } else {
@@ -61,19 +58,11 @@ impl Fields<'_> {
     fn action(&mut self) -> Result<KvAction, ParseError> {
         match self.text("op")?.as_str() {
             "get" => Ok(KvAction::Get { saw: None }),
-            "put" => Ok(KvAction::Put {
-                value: self.text("value")?,
-            }),
-            "append" => Ok(KvAction::Append {
-                value: self.text("value")?,
-            }),
+            "put" => Ok(KvAction::Put { value: self.text("value")? }),
+            "append" => Ok(KvAction::Append { value: self.text("value")? }),
             "cas" => {
                 let (from, to) = (self.text_or_null("from")?, self.text_or_null("to")?);
-                Ok(KvAction::Cas {
-                    from,
-                    to,
-                    swapped: None,
-                })
+                Ok(KvAction::Cas { from, to, swapped: None })
             }
             "delete" => Ok(KvAction::Delete),
             _ => Err(self.line.expected("the op get, put, append, cas or delete")),
@@ -99,18 +88,12 @@ impl Fields<'_> {
 
     fn number(&mut self, name: &str) -> Result<u64, ParseError> {
         let value = self.fields.remove(name).and_then(|value| value.as_u64());
-        value.ok_or_else(|| {
-            self.line
-                .expected(format!("a number in the field `{name}`"))
-        })
+        value.ok_or_else(|| self.line.expected(format!("a number in the field `{name}`")))
     }
 
     fn boolean(&mut self, name: &str) -> Result<bool, ParseError> {
         let value = self.fields.remove(name).and_then(|value| value.as_bool());
-        value.ok_or_else(|| {
-            self.line
-                .expected(format!("true or false in the field `{name}`"))
-        })
+        value.ok_or_else(|| self.line.expected(format!("true or false in the field `{name}`")))
     }
 
     fn text(&mut self, name: &str) -> Result<String, ParseError> {
@@ -124,9 +107,7 @@ impl Fields<'_> {
         match self.fields.remove(name) {
             Some(Value::String(text)) => Ok(Some(text)),
             Some(Value::Null) => Ok(None),
-            _ => Err(self
-                .line
-                .expected(format!("a text or null in the field `{name}`"))),
+            _ => Err(self.line.expected(format!("a text or null in the field `{name}`"))),
         }
     }
 
@@ -164,10 +145,7 @@ client 5: append a "x" @9..12
 client 6: get a -> unknown @10..
 "#;
         let parsed = parse_json_lines("h", text).unwrap();
-        let shown: String = parsed
-            .iter()
-            .map(|operation| format!("{operation}\n"))
-            .collect();
+        let shown: String = parsed.iter().map(|operation| format!("{operation}\n")).collect();
         assert_eq!(shown, history);
     }
 
@@ -175,50 +153,24 @@ client 6: get a -> unknown @10..
     fn errors() {
         #[track_caller]
         fn check(lines: &[&str], message: &str) {
-            let error = parse_json_lines("h", &lines.join("\n"))
-                .unwrap_err()
-                .to_string();
+            let error = parse_json_lines("h", &lines.join("\n")).unwrap_err().to_string();
             assert!(error.starts_with(&format!("h:{message}")), "{error}");
         }
         let get = r#"{"client":1,"call":1,"op":"get","key":"a"}"#;
         let end = r#"{"return":1,"outcome":"ok","value":null}"#;
         check(&["{"], "1: expected a JSON object");
-        check(
-            &[r#"{"client":1}"#],
-            "1: expected a number in the field `return`",
-        );
-        check(
-            &[&get.replace(":1", ":-1")],
-            "1: expected a number in the field `client`",
-        );
-        check(
-            &[&get.replace("get", "put")],
-            "1: expected a text in the field `value`",
-        );
-        check(
-            &[&get.replace("get", "cas")],
-            "1: expected a text or null in the field `from`",
-        );
+        check(&[r#"{"client":1}"#], "1: expected a number in the field `return`");
+        check(&[&get.replace(":1", ":-1")], "1: expected a number in the field `client`");
+        check(&[&get.replace("get", "put")], "1: expected a text in the field `value`");
+        check(&[&get.replace("get", "cas")], "1: expected a text or null in the field `from`");
         check(&[&get.replace("get", "got")], "1: expected the op get, put");
-        check(
-            &[&get.replace('}', r#","rev":1}"#)],
-            "1: expected no field `rev` here",
-        );
+        check(&[&get.replace('}', r#","rev":1}"#)], "1: expected no field `rev` here");
         check(&[get, get], "2: expected no call of 1");
         check(&[get, end, get], "3: expected no call of 1");
         check(&[end], "1: expected an open call of 1");
         check(&[get, end, end], "3: expected an open call of 1");
-        check(
-            &[get, &end.replace("ok", "maybe")],
-            "2: expected the outcome ok, fail or unknown",
-        );
-        check(
-            &[get, &end.replace("ok", "fail")],
-            "2: expected no field `value` here",
-        );
-        check(
-            &[get, r#"{"return":1,"outcome":"ok"}"#],
-            "2: expected a text or null",
-        );
+        check(&[get, &end.replace("ok", "maybe")], "2: expected the outcome ok, fail or unknown");
+        check(&[get, &end.replace("ok", "fail")], "2: expected no field `value` here");
+        check(&[get, r#"{"return":1,"outcome":"ok"}"#], "2: expected a text or null");
     }
 }

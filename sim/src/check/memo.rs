@@ -17,20 +17,14 @@ pub struct Memo<S> {
 
 impl<S> Default for Memo<S> {
     fn default() -> Self {
-        Memo {
-            taken_at: HashMap::default(),
-            looked_at: 0,
-        }
+        Memo { taken_at: HashMap::default(), looked_at: 0 }
     }
 }
 
 impl<S: Clone + Eq + Hash> Memo<S> {
     /// Remembers the configuration; false if it, or one that dominates it, is known already.
     pub fn admit(&mut self, placed: &Bits, taken: &Bits, state: &S) -> bool {
-        let known = self
-            .taken_at
-            .entry((placed.clone(), state.clone()))
-            .or_default();
+        let known = self.taken_at.entry((placed.clone(), state.clone())).or_default();
         self.looked_at += 1 + known.len() as u64;
         if known.iter().any(|fewer| fewer.is_subset(taken)) {
             return false;
@@ -66,10 +60,7 @@ impl Bits {
     }
 
     pub fn is_subset(&self, of: &Bits) -> bool {
-        self.0
-            .iter()
-            .zip(&of.0)
-            .all(|(mine, theirs)| mine & !theirs == 0)
+        self.0.iter().zip(&of.0).all(|(mine, theirs)| mine & !theirs == 0)
     }
 }
 
@@ -86,9 +77,7 @@ mod tests {
     #[test]
     fn only_what_took_no_superset_is_new() {
         let mut memo = Memo::default();
-        let mut admit = |placed: &[usize], taken: &[usize], state: char| {
-            memo.admit(&set(placed), &set(taken), &state)
-        };
+        let mut admit = |placed: &[usize], taken: &[usize], state: char| memo.admit(&set(placed), &set(taken), &state);
         assert!(admit(&[0, 129], &[1, 64], 'a'));
         assert!(!admit(&[0, 129], &[1, 64], 'a'));
         assert!(!admit(&[0, 129], &[1, 64, 65], 'a'));

@@ -21,7 +21,7 @@ use std::fmt;
 
 pub use formats::{Format, ParseError};
 pub use models::{Answer, Kv, KvAction, KvOp, Register, RegisterOp};
-pub use search::{Budget, Model, Operation, check};
+pub use search::{Budget, Model, Operation, check_history};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -61,12 +61,7 @@ pub struct Stuck {
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let more = if self.more_expected { " or others" } else { "" };
-        write!(
-            f,
-            "{}, expected {}{more}",
-            self.op,
-            self.expected.join(" or ")
-        )
+        write!(f, "{}, expected {}{more}", self.op, self.expected.join(" or "))
     }
 }
 
@@ -75,10 +70,7 @@ const ORDER_SHOWN: usize = 5;
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let key = self
-            .key
-            .as_ref()
-            .map_or_else(String::new, |key| format!(" of key {key}"));
+        let key = self.key.as_ref().map_or_else(String::new, |key| format!(" of key {key}"));
         writeln!(f, "no legal order{key} explains event {}", self.at)?;
         for stuck in &self.stuck {
             writeln!(f, "  does not fit: {stuck}")?;
@@ -96,18 +88,12 @@ impl fmt::Display for Violation {
 pub fn check_text(name: &str, text: &str, budget: Budget) -> Result<(Format, Verdict), ParseError> {
     let format = formats::recognise(name, text)?;
     let verdict = match format {
-        Format::Jepsen => check(&Register, &formats::parse_jepsen(name, text)?, budget),
+        Format::Jepsen => check_history(&Register, &formats::parse_jepsen(name, text)?, budget),
         Format::Porcupine => {
-            let model = Kv {
-                initial: Some(String::new()),
-            };
-            check(&model, &formats::parse_porcupine(name, text)?, budget)
+            let model = Kv { initial: Some(String::new()) };
+            check_history(&model, &formats::parse_porcupine(name, text)?, budget)
         }
-        Format::JsonLines => check(
-            &Kv::default(),
-            &json_lines::parse_json_lines(name, text)?,
-            budget,
-        ),
+        Format::JsonLines => check(&Kv::default(), &json_lines::parse_json_lines(name, text)?, budget),
     };
     Ok((format, verdict))
 }

@@ -16,17 +16,9 @@ pub type Answer<T> = Option<T>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegisterOp {
-    Read {
-        saw: Answer<Option<i64>>,
-    },
-    Write {
-        value: i64,
-    },
-    Cas {
-        from: i64,
-        to: i64,
-        swapped: Answer<bool>,
-    },
+    Read { saw: Answer<Option<i64>> },
+    Write { value: i64 },
+    Cas { from: i64, to: i64, swapped: Answer<bool> },
 }
 
 impl RegisterOp {
@@ -35,11 +27,7 @@ impl RegisterOp {
         match *self {
             RegisterOp::Read { .. } => RegisterOp::Read { saw: None },
             RegisterOp::Write { value } => RegisterOp::Write { value },
-            RegisterOp::Cas { from, to, .. } => RegisterOp::Cas {
-                from,
-                to,
-                swapped: None,
-            },
+            RegisterOp::Cas { from, to, .. } => RegisterOp::Cas { from, to, swapped: None },
         }
     }
 }
@@ -85,11 +73,7 @@ impl Model for Register {
             RegisterOp::Read { .. } | RegisterOp::Write { .. } => nil_or(state),
             RegisterOp::Cas { from, .. } => {
                 let swaps = *state == Some(*from);
-                format!(
-                    "{}, as the value is {}",
-                    swapped_text(&swaps),
-                    nil_or(state)
-                )
+                format!("{}, as the value is {}", swapped_text(&swaps), nil_or(state))
             }
         }
     }
@@ -145,11 +129,7 @@ impl fmt::Display for KvOp {
             KvAction::Append { value } => write!(f, "append {key} {value:?}"),
             KvAction::Cas { from, to, swapped } => {
                 let (from, to) = (quoted(from), quoted(to));
-                write!(
-                    f,
-                    "cas {key} {from} to {to} -> {}",
-                    answer(swapped, swapped_text)
-                )
+                write!(f, "cas {key} {from} to {to} -> {}", answer(swapped, swapped_text))
             }
             KvAction::Delete => write!(f, "delete {key}"),
         }
@@ -191,11 +171,7 @@ impl Model for Kv {
     fn expected(&self, state: &Option<String>, op: &KvOp) -> String {
         match &op.action {
             KvAction::Cas { from, .. } => {
-                format!(
-                    "{}, as the value is {}",
-                    swapped_text(&(state == from)),
-                    quoted(state)
-                )
+                format!("{}, as the value is {}", swapped_text(&(state == from)), quoted(state))
             }
             _ => quoted(state),
         }
@@ -216,9 +192,7 @@ fn nil_or(value: &Option<i64>) -> String {
 }
 
 fn quoted(value: &Option<String>) -> String {
-    value
-        .as_ref()
-        .map_or_else(|| "nil".to_owned(), |value| format!("{value:?}"))
+    value.as_ref().map_or_else(|| "nil".to_owned(), |value| format!("{value:?}"))
 }
 
 fn swapped_text(swapped: &bool) -> String {
@@ -235,152 +209,52 @@ mod tests {
         fn check(state: Option<i64>, op: RegisterOp, next: Option<Option<i64>>) {
             assert_eq!(Register.step(&state, &op), next, "{op}");
             let asked = Register.step(&state, &op.asked());
-            assert!(
-                asked.is_some(),
-                "{op}: without an answer nothing can be wrong"
-            );
-            assert!(
-                next.is_none() || asked == next,
-                "{op}: the effect does not depend on the answer"
-            );
+            assert!(asked.is_some(), "{op}: without an answer nothing can be wrong");
+            assert!(next.is_none() || asked == next, "{op}: the effect does not depend on the answer");
         }
         use RegisterOp::{Cas, Read, Write};
         check(None, Read { saw: Some(None) }, Some(None));
         check(None, Read { saw: Some(Some(1)) }, None);
         check(Some(1), Read { saw: Some(Some(1)) }, Some(Some(1)));
         check(Some(1), Write { value: 2 }, Some(Some(2)));
-        check(
-            Some(1),
-            Cas {
-                from: 1,
-                to: 2,
-                swapped: Some(true),
-            },
-            Some(Some(2)),
-        );
-        check(
-            Some(1),
-            Cas {
-                from: 1,
-                to: 2,
-                swapped: Some(false),
-            },
-            None,
-        );
-        check(
-            Some(3),
-            Cas {
-                from: 1,
-                to: 2,
-                swapped: Some(false),
-            },
-            Some(Some(3)),
-        );
-        check(
-            None,
-            Cas {
-                from: 1,
-                to: 2,
-                swapped: Some(true),
-            },
-            None,
-        );
+        check(Some(1), Cas { from: 1, to: 2, swapped: Some(true) }, Some(Some(2)));
+        check(Some(1), Cas { from: 1, to: 2, swapped: Some(false) }, None);
+        check(Some(3), Cas { from: 1, to: 2, swapped: Some(false) }, Some(Some(3)));
+        check(None, Cas { from: 1, to: 2, swapped: Some(true) }, None);
     }
 
     #[test]
     fn kv_answers() {
         #[track_caller]
         fn check(state: Option<&str>, action: KvAction, next: Option<Option<&str>>) {
-            let op = KvOp {
-                key: "a".into(),
-                action,
-            };
+            let op = KvOp { key: "a".into(), action };
             let model = Kv::default();
             let got = model.step(&state.map(Into::into), &op);
             assert_eq!(got.as_ref().map(|value| value.as_deref()), next, "{op}");
-            assert!(
-                model.step(&state.map(Into::into), &op.asked()).is_some(),
-                "{op}"
-            );
+            assert!(model.step(&state.map(Into::into), &op.asked()).is_some(), "{op}");
         }
         use KvAction::{Append, Cas, Delete, Get, Put};
         let text = |value: &str| Some(value.to_owned());
         check(None, Get { saw: Some(None) }, Some(None));
-        check(
-            None,
-            Get {
-                saw: Some(text("")),
-            },
-            None,
-        ); // missing is not empty
-        check(
-            Some("x"),
-            Get {
-                saw: Some(text("x")),
-            },
-            Some(Some("x")),
-        );
+        check(None, Get { saw: Some(text("")) }, None); // missing is not empty
+        check(Some("x"), Get { saw: Some(text("x")) }, Some(Some("x")));
         check(Some("x"), Put { value: "y".into() }, Some(Some("y")));
         check(Some("x"), Append { value: "y".into() }, Some(Some("xy")));
         check(None, Append { value: "y".into() }, Some(Some("y")));
         check(Some("x"), Delete, Some(None));
-        check(
-            None,
-            Cas {
-                from: None,
-                to: text("y"),
-                swapped: Some(true),
-            },
-            Some(Some("y")),
-        );
-        check(
-            Some("x"),
-            Cas {
-                from: None,
-                to: text("y"),
-                swapped: Some(true),
-            },
-            None,
-        );
-        check(
-            Some("x"),
-            Cas {
-                from: text("x"),
-                to: None,
-                swapped: Some(true),
-            },
-            Some(None),
-        );
-        check(
-            Some("x"),
-            Cas {
-                from: text("y"),
-                to: None,
-                swapped: Some(false),
-            },
-            Some(Some("x")),
-        );
+        check(None, Cas { from: None, to: text("y"), swapped: Some(true) }, Some(Some("y")));
+        check(Some("x"), Cas { from: None, to: text("y"), swapped: Some(true) }, None);
+        check(Some("x"), Cas { from: text("x"), to: None, swapped: Some(true) }, Some(None));
+        check(Some("x"), Cas { from: text("y"), to: None, swapped: Some(false) }, Some(Some("x")));
     }
 
     #[test]
     fn operations_and_expectations_read_well() {
-        let cas = RegisterOp::Cas {
-            from: 1,
-            to: 2,
-            swapped: Some(true),
-        };
+        let cas = RegisterOp::Cas { from: 1, to: 2, swapped: Some(true) };
         assert_eq!(cas.to_string(), "cas 1 to 2 -> swapped");
         assert_eq!(cas.asked().to_string(), "cas 1 to 2 -> unknown");
-        assert_eq!(
-            Register.expected(&None, &cas),
-            "not swapped, as the value is nil"
-        );
-        let get = KvOp {
-            key: "a".into(),
-            action: KvAction::Get {
-                saw: Some(Some("x".into())),
-            },
-        };
+        assert_eq!(Register.expected(&None, &cas), "not swapped, as the value is nil");
+        let get = KvOp { key: "a".into(), action: KvAction::Get { saw: Some(Some("x".into())) } };
         assert_eq!(get.to_string(), r#"get a -> "x""#);
         assert_eq!(Kv::default().expected(&None, &get), "nil");
     }

@@ -6,10 +6,12 @@
 //! operation is overdue: go back. The history is linearizable once the list is empty.
 //!
 //! An operation that never returned is *pending*: it may take effect at any time after its call, or
-//! never. Pending operations stay outside the list, are tried only when nothing else leads on, and
+//! never. Pending operations stay outside the list, are tried only where nothing else leads on, and
 //! need not be placed. This keeps them cheap:
 //! - A configuration is (placed, pending ones taken, state). One that differs from a memorised one
 //!   only by having taken *more* is dominated: it can reach nothing that the other cannot.
+//! - A dead end is left with as few pending operations as will do, so that what would dominate a
+//!   configuration is mostly memorised before it.
 //! - Of two equal pending operations the one called first is taken first.
 //!
 //! Invariants:
@@ -69,16 +71,12 @@ pub struct Operation<O> {
 
 impl<O: Display> Display for Operation<O> {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        write!(
-            f,
-            "client {}: {} @{}..",
-            self.client, self.op, self.called_at
-        )?;
+        write!(f, "client {}: {} @{}..", self.client, self.op, self.called_at)?;
         self.returned_at.map_or(Ok(()), |at| write!(f, "{at}"))
     }
 }
 
-/// How many configurations a search may look at before it gives up: those it enters, and those in
+/// How many configurations a search may look at before it gives up: those it tries, and those in
 /// the memo it compares them with. Every key has the whole budget, so its verdict stands alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget(pub u64);
@@ -91,17 +89,14 @@ impl Default for Budget {
 }
 
 /// Searches each key of `history`. The earliest violation wins; without one, what is unknown.
-pub fn check<M: Model>(model: &M, history: &[Operation<M::Op>], budget: Budget) -> Verdict {
+pub fn check_history<M: Model>(model: &M, history: &[Operation<M::Op>], budget: Budget) -> Verdict {
     let (mut violation, mut gave_up) = (None::<Violation>, None);
     for (key, part) in partition(model, history) {
         match Search::new(model, &part).run(budget) {
             Outcome::Placed(order) => assert_legal(model, &part, &order),
             Outcome::Refuted(found) => {
                 if violation.as_ref().is_none_or(|first| found.at < first.at) {
-                    violation = Some(Violation {
-                        key: key.map(str::to_owned),
-                        ..found
-                    });
+                    violation = Some(Violation { key: key.map(str::to_owned), ..found });
                 }
             }
             Outcome::Exhausted { at } => {
@@ -129,27 +124,14 @@ struct Part<'a, O> {
 type Parts<'a, O> = BTreeMap<Option<&'a str>, Part<'a, O>>;
 
 fn partition<'a, M: Model>(model: &M, history: &'a [Operation<M::Op>]) -> Parts<'a, M::Op> {
-    let independent = history
-        .iter()
-        .all(|operation| model.key(&operation.op).is_some());
+    let independent = history.iter().all(|operation| model.key(&operation.op).is_some());
     let mut parts = Parts::new();
     for operation in history {
-        assert!(
-            operation
-                .returned_at
-                .is_none_or(|at| operation.called_at <= at)
-        );
+        assert!(operation.returned_at.is_none_or(|at| operation.called_at <= at));
         let key = model.key(&operation.op).filter(|_| independent);
-        let empty = || Part {
-            returned: Vec::new(),
-            pending: Vec::new(),
-        };
+        let empty = || Part { returned: Vec::new(), pending: Vec::new() };
         let part = parts.entry(key).or_insert_with(empty);
-        let list = if operation.returned_at.is_some() {
-            &mut part.returned
-        } else {
-            &mut part.pending
-        };
+        let list = if operation.returned_at.is_some() { &mut part.returned } else { &mut part.pending };
         list.push(operation);
     }
     for part in parts.values_mut() {
@@ -180,10 +162,7 @@ impl<'a, O> Part<'a, O> {
 fn assert_legal<M: Model>(model: &M, part: &Part<M::Op>, order: &[Slot]) {
     let mut state = model.initial();
     let mut latest_call = 0;
-    let mut seen = [
-        Bits::new(part.returned.len()),
-        Bits::new(part.pending.len()),
-    ];
+    let mut seen = [Bits::new(part.returned.len()), Bits::new(part.pending.len())];
     for &slot in order {
         let fresh = match slot {
             Slot::Returned(op) => seen[0].insert(op),
@@ -191,19 +170,11 @@ fn assert_legal<M: Model>(model: &M, part: &Part<M::Op>, order: &[Slot]) {
         };
         assert!(fresh, "{slot:?} is placed twice");
         let operation = part.at(slot);
-        assert!(
-            operation.returned_at.is_none_or(|at| latest_call <= at),
-            "{slot:?} is overdue"
-        );
+        assert!(operation.returned_at.is_none_or(|at| latest_call <= at), "{slot:?} is overdue");
         latest_call = latest_call.max(operation.called_at);
-        state = model
-            .step(&state, &operation.op)
-            .expect("every answer in a legal order is right");
+        state = model.step(&state, &operation.op).expect("every answer in a legal order is right");
     }
-    assert!(
-        (0..part.returned.len()).all(|op| seen[0].contains(op)),
-        "all that returned is placed"
-    );
+    assert!((0..part.returned.len()).all(|op| seen[0].contains(op)), "all that returned is placed");
 }
 
 enum Outcome {
@@ -215,8 +186,8 @@ enum Outcome {
     },
 }
 
-/// Depth-first search. `placed`, `taken` and `state` are the current configuration, and `moves` the
-/// way to it from the initial one.
+/// Depth-first search. `placed` and `here` are the current configuration, and `moves` the way to it
+/// from the initial one.
 struct Search<'a, M: Model> {
     model: &'a M,
     part: &'a Part<'a, M::Op>,
@@ -224,16 +195,24 @@ struct Search<'a, M: Model> {
     twin_of: Vec<Option<usize>>,
     events: EventList,
     placed: Bits,
-    taken: Bits,
-    state: M::State,
+    here: Here<M::State>,
     moves: Vec<Move<M::State>>,
+    detours: Vec<Detours<M::State>>,
     memo: Memo<M::State>,
     frontier: Frontier<M::State>,
 }
 
+/// What pending operations change of a configuration.
+#[derive(Clone)]
+struct Here<S> {
+    state: S,
+    taken: Bits,
+}
+
+/// Either one operation that returned, or the pending ones of a detour.
 struct Move<S> {
-    slot: Slot,
-    before: S,
+    slots: Vec<Slot>,
+    before: Here<S>,
     /// What to try after this move is undone.
     resume: Cursor,
 }
@@ -242,11 +221,20 @@ struct Move<S> {
 #[derive(Clone, Copy)]
 enum Cursor {
     Event(usize),
-    /// Nothing in the list led on. Pending operations called up to `until` are left to try.
-    Pending {
-        next: usize,
-        until: u64,
-    },
+    /// Nothing in the list led on: the next of the latest detours.
+    Detour,
+}
+
+/// Ways on from a dead end, by taking pending operations: those with the fewest first, and each
+/// only when all before it have failed.
+struct Detours<S> {
+    /// The position of the overdue return; what was called later cannot help.
+    until: u64,
+    /// Where detours have led so far, and by which operations. The first is the dead end itself.
+    reached: Vec<(Here<S>, Vec<Slot>)>,
+    /// The next to try: going on from a place in `reached`, with a pending operation.
+    from: usize,
+    next: usize,
 }
 
 /// The first return that no configuration so far could get past, and what was met before it.
@@ -259,32 +247,30 @@ struct Frontier<S> {
     order: Vec<Slot>,
 }
 
+impl<S> Frontier<S> {
+    fn new(event: usize) -> Self {
+        Frontier { event, met: Vec::new(), more_met: false, order: Vec::new() }
+    }
+}
+
 impl<'a, M: Model> Search<'a, M> {
     fn new(model: &'a M, part: &'a Part<'a, M::Op>) -> Self {
-        let (placed, taken) = (
-            Bits::new(part.returned.len()),
-            Bits::new(part.pending.len()),
-        );
-        let twin =
-            |op: usize| (0..op).rfind(|&other| part.pending[other].op == part.pending[op].op);
+        let twin = |op: usize| (0..op).rfind(|&other| part.pending[other].op == part.pending[op].op);
+        let placed = Bits::new(part.returned.len());
+        let here = Here { state: model.initial(), taken: Bits::new(part.pending.len()) };
         let mut memo = Memo::default();
-        assert!(memo.admit(&placed, &taken, &model.initial()));
+        assert!(memo.admit(&placed, &here.taken, &here.state));
         Search {
             model,
             part,
             twin_of: (0..part.pending.len()).map(twin).collect(),
             events: EventList::new(&part.returned),
             placed,
-            taken,
-            state: model.initial(),
+            here,
             moves: Vec::new(),
+            detours: Vec::new(),
             memo,
-            frontier: Frontier {
-                event: 0,
-                met: Vec::new(),
-                more_met: false,
-                order: Vec::new(),
-            },
+            frontier: Frontier::new(0),
         }
     }
 
@@ -295,137 +281,122 @@ impl<'a, M: Model> Search<'a, M> {
                 let at = self.events.event(self.frontier.event.max(1)).at;
                 return Outcome::Exhausted { at };
             }
-            match self.advance(cursor) {
+            let next = match cursor {
+                Cursor::Event(slot) => self.try_event(slot),
+                Cursor::Detour => self.try_detour(),
+            };
+            match next {
                 Some(next) => cursor = next,
                 None => return Outcome::Refuted(self.explain()),
             }
         }
-        Outcome::Placed(self.moves.iter().map(|made| made.slot).collect())
+        Outcome::Placed(self.order())
     }
 
-    /// Tries one candidate. `None` when everything has been tried.
-    fn advance(&mut self, cursor: Cursor) -> Option<Cursor> {
-        match cursor {
-            Cursor::Event(at) => {
-                let event = self.events.event(at);
-                if event.is_return {
-                    let until = event.at;
-                    self.note_dead_end(at);
-                    return Some(Cursor::Pending { next: 0, until });
-                }
-                Some(self.attempt(Slot::Returned(event.op), Cursor::Event(event.next)))
+    /// Places the operation that is called here, if that is legal and leads to a new configuration.
+    /// `None`, here and below, when everything has been tried.
+    fn try_event(&mut self, slot: usize) -> Option<Cursor> {
+        let Event { at, op, is_return, next, .. } = self.events.event(slot);
+        if is_return {
+            self.note_dead_end(slot);
+            let on_detour = self.moves.last().is_some_and(|m| matches!(m.resume, Cursor::Detour));
+            if on_detour {
+                return self.undo(); // the detours that led here go on from here themselves
             }
-            Cursor::Pending { next, until } => {
-                if self
-                    .part
-                    .pending
-                    .get(next)
-                    .is_none_or(|op| op.called_at > until)
-                {
-                    return self.undo();
-                }
-                let resume = Cursor::Pending {
-                    next: next + 1,
-                    until,
-                };
-                let twin_waits = self.twin_of[next].is_some_and(|twin| !self.taken.contains(twin));
-                if twin_waits || self.taken.contains(next) {
-                    return Some(resume);
-                }
-                Some(self.attempt(Slot::Pending(next), resume))
-            }
+            let reached = vec![(self.here.clone(), Vec::new())];
+            self.detours.push(Detours { until: at, reached, from: 0, next: 0 });
+            return Some(Cursor::Detour);
         }
-    }
-
-    /// Makes the move if it is legal and leads to a new configuration; else goes on with `resume`.
-    fn attempt(&mut self, slot: Slot, resume: Cursor) -> Cursor {
-        let Some(after) = self.model.step(&self.state, &self.part.at(slot).op) else {
-            return resume;
+        let resume = Cursor::Event(next);
+        let Some(state) = self.model.step(&self.here.state, &self.part.returned[op].op) else {
+            return Some(resume);
         };
-        self.mark(slot);
-        if !self.memo.admit(&self.placed, &self.taken, &after) {
-            self.unmark(slot);
-            return resume;
+        assert!(self.placed.insert(op));
+        if !self.memo.admit(&self.placed, &self.here.taken, &state) {
+            self.placed.remove(op);
+            return Some(resume);
         }
-        if let Slot::Returned(op) = slot {
-            self.events.lift(op);
+        self.events.lift(op);
+        let taken = self.here.taken.clone();
+        Some(self.enter(vec![Slot::Returned(op)], Here { state, taken }, resume))
+    }
+
+    fn try_detour(&mut self) -> Option<Cursor> {
+        let detours = self.detours.last_mut().expect("a dead end has detours");
+        let Some((from, path)) = detours.reached.get(detours.from) else {
+            self.detours.pop();
+            return self.undo();
+        };
+        let op = detours.next;
+        if self.part.pending.get(op).is_none_or(|pending| pending.called_at > detours.until) {
+            detours.from += 1;
+            detours.next = 0;
+            return Some(Cursor::Detour);
         }
-        let before = std::mem::replace(&mut self.state, after);
-        self.moves.push(Move {
-            slot,
-            before,
-            resume,
-        });
+        detours.next += 1;
+        let twin_waits = self.twin_of[op].is_some_and(|twin| !from.taken.contains(twin));
+        if twin_waits || from.taken.contains(op) {
+            return Some(Cursor::Detour);
+        }
+        let Some(state) = self.model.step(&from.state, &self.part.pending[op].op) else {
+            return Some(Cursor::Detour);
+        };
+        let mut taken = from.taken.clone();
+        assert!(taken.insert(op));
+        if !self.memo.admit(&self.placed, &taken, &state) {
+            return Some(Cursor::Detour);
+        }
+        let mut path = path.clone();
+        path.push(Slot::Pending(op));
+        let there = Here { state, taken };
+        detours.reached.push((there.clone(), path.clone()));
+        Some(self.enter(path, there, Cursor::Detour))
+    }
+
+    fn enter(&mut self, slots: Vec<Slot>, there: Here<M::State>, resume: Cursor) -> Cursor {
+        let before = std::mem::replace(&mut self.here, there);
+        self.moves.push(Move { slots, before, resume });
         Cursor::Event(self.events.first())
     }
 
     fn undo(&mut self) -> Option<Cursor> {
-        let Move {
-            slot,
-            before,
-            resume,
-        } = self.moves.pop()?;
-        self.state = before;
-        self.unmark(slot);
-        if let Slot::Returned(op) = slot {
+        let Move { slots, before, resume } = self.moves.pop()?;
+        self.here = before;
+        if let [Slot::Returned(op)] = slots[..] {
+            self.placed.remove(op);
             self.events.unlift(op);
         }
         Some(resume)
     }
 
-    fn mark(&mut self, slot: Slot) {
-        let fresh = match slot {
-            Slot::Returned(op) => self.placed.insert(op),
-            Slot::Pending(op) => self.taken.insert(op),
-        };
-        assert!(fresh);
-    }
-
-    fn unmark(&mut self, slot: Slot) {
-        match slot {
-            Slot::Returned(op) => self.placed.remove(op),
-            Slot::Pending(op) => self.taken.remove(op),
-        }
+    fn order(&self) -> Vec<Slot> {
+        self.moves.iter().flat_map(|made| &made.slots).copied().collect()
     }
 
     fn note_dead_end(&mut self, event: usize) {
-        let frontier = &mut self.frontier;
-        if event < frontier.event {
+        if event < self.frontier.event {
             return;
         }
-        if event > frontier.event {
-            *frontier = Frontier {
-                event,
-                met: Vec::new(),
-                more_met: false,
-                order: Vec::new(),
-            };
+        if event > self.frontier.event {
+            self.frontier = Frontier::new(event);
         }
-        if !frontier.met.contains(&self.state) {
+        let order = self.order();
+        let frontier = &mut self.frontier;
+        if frontier.order.len() < order.len() {
+            frontier.order = order;
+        }
+        if !frontier.met.contains(&self.here.state) {
             if frontier.met.len() < MET_MAX {
-                frontier.met.push(self.state.clone());
+                frontier.met.push(self.here.state.clone());
             } else {
                 frontier.more_met = true;
             }
         }
-        if frontier.order.len() < self.moves.len() {
-            frontier.order = self.moves.iter().map(|made| made.slot).collect();
-        }
     }
 
     fn explain(self) -> Violation {
-        let Frontier {
-            event,
-            met,
-            more_met,
-            order,
-        } = self.frontier;
-        let Event {
-            at,
-            op: culprit,
-            is_return,
-            ..
-        } = self.events.event(event);
+        let Frontier { event, met, more_met, order } = self.frontier;
+        let Event { at, op: culprit, is_return, .. } = self.events.event(event);
         assert!(is_return, "a refuted search has met a return");
         let describe = |op: usize, states: &[M::State], more_expected| {
             let operation = self.part.returned[op];
@@ -436,18 +407,12 @@ impl<'a, M: Model> Search<'a, M> {
                     expected.push(text);
                 }
             }
-            Stuck {
-                op: operation.to_string(),
-                expected,
-                more_expected,
-            }
+            Stuck { op: operation.to_string(), expected, more_expected }
         };
         let mut stuck = vec![describe(culprit, &met, more_met)];
         // The others that could have come next in the longest order, but for their answers.
         let last = order.iter().fold(self.model.initial(), |state, &slot| {
-            self.model
-                .step(&state, &self.part.at(slot).op)
-                .expect("this order was reached")
+            self.model.step(&state, &self.part.at(slot).op).expect("this order was reached")
         });
         for (op, operation) in self.part.returned.iter().enumerate() {
             let open = operation.called_at <= at && !order.contains(&Slot::Returned(op));
@@ -455,15 +420,7 @@ impl<'a, M: Model> Search<'a, M> {
                 stuck.push(describe(op, std::slice::from_ref(&last), false));
             }
         }
-        let order = order
-            .iter()
-            .map(|&slot| self.part.at(slot).to_string())
-            .collect();
-        Violation {
-            key: None,
-            at,
-            stuck,
-            order,
-        }
+        let order = order.iter().map(|&slot| self.part.at(slot).to_string()).collect();
+        Violation { key: None, at, stuck, order }
     }
 }

@@ -87,11 +87,24 @@ pub enum Command {
     Range(Range),
     Delete(Delete),
     Txn(Txn),
-    Compact { revision: Revision },
-    LeaseGrant { id: LeaseId, ttl: i64 },
-    LeaseRevoke { id: LeaseId },
-    MemberAttributes { member: MemberId, name: String, client_urls: Vec<String> },
-    ClusterVersion { version: String },
+    Compact {
+        revision: Revision,
+    },
+    LeaseGrant {
+        id: LeaseId,
+        ttl: i64,
+    },
+    LeaseRevoke {
+        id: LeaseId,
+    },
+    MemberAttributes {
+        member: MemberId,
+        name: String,
+        client_urls: Vec<String>,
+    },
+    ClusterVersion {
+        version: String,
+    },
     /// Nothing to do, whoever asked for it.
     Nothing,
 }
@@ -421,12 +434,6 @@ impl Compare {
             Operand::Value(value) => (CompareTarget::Value, TargetUnion::Value(value)),
         };
         let (key, range_end) = self.range.into_proto();
-        pb::Compare {
-            result: self.relation as i32,
-            target: target as i32,
-            key,
-            range_end,
-            target_union: Some(union),
-        }
+        pb::Compare { result: self.relation as i32, target: target as i32, key, range_end, target_union: Some(union) }
     }
 }

@@ -191,7 +191,7 @@ mod tests {
         // What etcd 3.6 logs for `--initial-cluster n1=http://127.0.0.1:12380 --initial-cluster-token etcd-cluster`.
         let member = Member::founding("default", vec!["http://localhost:2380".into()], "etcd-cluster");
         assert_eq!(member.id.to_string(), "8e9e05c52164694d");
-        assert_eq!(cluster_id(&[member]).0, 0xcdf8_18194e3a_8c32);
+        assert_eq!(cluster_id(&[member]).0, 0xcdf8_1819_4e3a_8c32);
     }
 
     #[test]

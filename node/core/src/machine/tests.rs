@@ -37,10 +37,8 @@ fn value<'a>(machine: &'a Machine, key: &str) -> Option<&'a [u8]> {
 
 #[test]
 fn a_deletion_then_a_put_in_one_transaction_makes_the_key_anew() {
-    let txn = Txn {
-        success: vec![Op::Delete(delete("b", RangeEnd::Unbounded)), Op::Put(put("c", "new"))],
-        ..Txn::default()
-    };
+    let txn =
+        Txn { success: vec![Op::Delete(delete("b", RangeEnd::Unbounded)), Op::Put(put("c", "new"))], ..Txn::default() };
     let (machine, _) = run(vec![Command::Put(put("c", "old")), Command::Txn(txn)]);
     let record = machine.store.get(b"c").unwrap();
     assert_eq!((record.version, record.created, &record.value[..]), (1, Revision(3), &b"new"[..]));
@@ -49,10 +47,7 @@ fn a_deletion_then_a_put_in_one_transaction_makes_the_key_anew() {
 #[test]
 fn ignoring_the_value_of_a_key_deleted_just_before_is_refused_and_changes_nothing() {
     let again = Put { ignore_value: true, value: Bytes::new(), ..put("c", "") };
-    let txn = Txn {
-        success: vec![Op::Delete(delete("b", RangeEnd::Unbounded)), Op::Put(again)],
-        ..Txn::default()
-    };
+    let txn = Txn { success: vec![Op::Delete(delete("b", RangeEnd::Unbounded)), Op::Put(again)], ..Txn::default() };
     let (machine, outcome) = run(vec![Command::Put(put("c", "old")), Command::Txn(txn)]);
     assert_eq!(outcome.result, Err(Refusal::KeyNotFound));
     assert_eq!(value(&machine, "c"), Some(&b"old"[..]));

@@ -12,11 +12,25 @@ use crate::{
 /// What one operation came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
-    Put { previous: Option<Arc<Record>> },
-    Range { result: RangeResult, keys_only: bool },
-    Delete { deleted: i64, previous: Vec<Arc<Record>> },
-    Txn { succeeded: bool, responses: Vec<OpResponse> },
-    LeaseGrant { id: LeaseId, ttl: i64 },
+    Put {
+        previous: Option<Arc<Record>>,
+    },
+    Range {
+        result: RangeResult,
+        keys_only: bool,
+    },
+    Delete {
+        deleted: i64,
+        previous: Vec<Arc<Record>>,
+    },
+    Txn {
+        succeeded: bool,
+        responses: Vec<OpResponse>,
+    },
+    LeaseGrant {
+        id: LeaseId,
+        ttl: i64,
+    },
     /// Done, and nothing to tell.
     Done,
 }
@@ -190,10 +204,7 @@ impl Apply<'_> {
         for record in &dead {
             self.leases.move_key(&record.key, record.lease, LeaseId(0));
         }
-        Response::Delete {
-            deleted: dead.len() as i64,
-            previous: if delete.previous { dead } else { Vec::new() },
-        }
+        Response::Delete { deleted: dead.len() as i64, previous: if delete.previous { dead } else { Vec::new() } }
     }
 
     pub fn range(&mut self, range: &Range) -> Result<Response, Refusal> {

@@ -87,13 +87,7 @@ pub struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Store {
-            keys: OrdMap::new(),
-            log: OrdMap::new(),
-            revision: Revision(1),
-            compacted: Revision(0),
-            bytes: 0,
-        }
+        Store { keys: OrdMap::new(), log: OrdMap::new(), revision: Revision(1), compacted: Revision(0), bytes: 0 }
     }
 }
 

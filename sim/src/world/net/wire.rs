@@ -1,0 +1,119 @@
+//! What connections see of the network around them: links, machines, time.
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use super::{
+    NetOp, NetParams, NetStats,
+    link::{Link, LinkParams},
+};
+use crate::{seed::Seed, world::clock::SimTime};
+
+/// A link's number; fixed once it was asked for.
+pub type LinkId = usize;
+
+#[derive(Default)]
+pub struct Machine {
+    /// Grows at each fence and at each start: a handle of another epoch is dead.
+    pub epoch: u64,
+    pub powered: bool,
+}
+
+pub struct Wire {
+    pub time: SimTime,
+    /// As of the operation under way.
+    pub now: Duration,
+    pub params: NetParams,
+    pub stats: NetStats,
+    /// What the observer has yet to hear.
+    pub notes: Vec<NetOp>,
+    pub machines: BTreeMap<IpAddr, Machine>,
+    links: Vec<Link>,
+    link_between: BTreeMap<(IpAddr, IpAddr), LinkId>,
+    loopbacks: Vec<bool>,
+    seed: Seed,
+}
+
+impl Wire {
+    pub fn new(time: SimTime, params: NetParams, seed: Seed) -> Wire {
+        Wire {
+            time,
+            now: Duration::ZERO,
+            params,
+            stats: NetStats::default(),
+            notes: Vec::new(),
+            machines: BTreeMap::new(),
+            links: Vec::new(),
+            link_between: BTreeMap::new(),
+            loopbacks: Vec::new(),
+            seed,
+        }
+    }
+
+    pub fn link(&mut self, from: IpAddr, to: IpAddr) -> LinkId {
+        let (links, loopbacks, seed) = (&mut self.links, &mut self.loopbacks, self.seed);
+        *self.link_between.entry((from, to)).or_insert_with(|| {
+            links.push(Link::new(from, to, seed));
+            loopbacks.push(from == to);
+            links.len() - 1
+        })
+    }
+
+    pub fn is_cut(&self, link: LinkId) -> bool {
+        self.links[link].cut
+    }
+
+    /// Returns whether this changed anything.
+    pub fn set_cut(&mut self, link: LinkId, cut: bool) -> bool {
+        std::mem::replace(&mut self.links[link].cut, cut) != cut
+    }
+
+    pub fn cut_links(&self) -> Vec<LinkId> {
+        (0..self.links.len()).filter(|link| self.links[*link].cut).collect()
+    }
+
+    pub fn clog(&mut self, link: LinkId, extra: Duration) {
+        self.links[link].extra = extra;
+    }
+
+    pub fn set_link(&mut self, link: LinkId, params: Option<LinkParams>) {
+        self.links[link].params = params;
+    }
+
+    pub fn is_powered(&self, ip: IpAddr) -> bool {
+        self.machines.get(&ip).is_some_and(|machine| machine.powered)
+    }
+
+    pub fn is_alive(&self, ip: IpAddr, epoch: u64) -> bool {
+        self.machines.get(&ip).is_some_and(|machine| machine.epoch == epoch)
+    }
+
+    /// When a segment that is sent now arrives; the link must not be cut.
+    pub fn arrival(&mut self, link: LinkId, len: usize) -> Duration {
+        let default = self.default_of(link);
+        self.links[link].arrival(self.now, len, default, &self.params, &mut self.stats)
+    }
+
+    pub fn latency(&mut self, link: LinkId) -> Duration {
+        let default = self.default_of(link);
+        self.links[link].latency(default)
+    }
+
+    /// Whether a segment that is sent now does not get through at all.
+    pub fn swallows(&mut self, link: LinkId) -> bool {
+        let default = self.default_of(link);
+        self.links[link].loses(default) || self.links[link].cut
+    }
+
+    /// When a writer that has had no acknowledgement since then tries again next.
+    pub fn retransmission(&self, since: Duration) -> Duration {
+        let (mut at, mut rto) = (since, self.params.rto);
+        while at < self.now {
+            at += rto;
+            rto = (rto * 2).min(self.params.rto_max);
+        }
+        at
+    }
+
+    fn default_of(&self, link: LinkId) -> LinkParams {
+        if self.loopbacks[link] { self.params.loopback } else { self.params.link }
+    }
+}
