@@ -9,7 +9,7 @@ pub struct CpuTime(Duration);
 
 impl CpuTime {
     pub fn of(pids: &[u32]) -> Result<CpuTime, Failure> {
-        let ticks = sum(pids, "stat", parse_cpu_ticks)?;
+        let ticks = read_all(pids, "stat", parse_cpu_ticks)?.iter().sum::<u64>();
         Ok(CpuTime(Duration::from_secs(ticks) / os::clock_ticks_per_second() as u32))
     }
 }
@@ -18,7 +18,7 @@ impl Sub for CpuTime {
     type Output = Duration;
 
     fn sub(self, earlier: CpuTime) -> Duration {
-        self.0.checked_sub(earlier.0).expect("CPU time never goes back")
+        self.0.saturating_sub(earlier.0)
     }
 }
 
@@ -32,21 +32,23 @@ pub struct Memory {
 
 impl Memory {
     pub fn of(pids: &[u32]) -> Result<Memory, Failure> {
-        Ok(Memory {
-            resident_bytes: sum(pids, "status", |text| parse_status_bytes(text, "VmRSS"))?,
-            resident_bytes_max: sum(pids, "status", |text| parse_status_bytes(text, "VmHWM"))?,
-        })
+        let each = read_all(pids, "status", |status| {
+            Some((parse_status_bytes(status, "VmRSS")?, parse_status_bytes(status, "VmHWM")?))
+        })?;
+        let (resident_bytes, resident_bytes_max) =
+            each.into_iter().fold((0, 0), |sum, process| (sum.0 + process.0, sum.1 + process.1));
+        Ok(Memory { resident_bytes, resident_bytes_max })
     }
 }
 
-fn sum(pids: &[u32], file: &str, parse: impl Fn(&str) -> Option<u64>) -> Result<u64, Failure> {
+fn read_all<T>(pids: &[u32], file: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Failure> {
     let read = |pid: &u32| {
         let path = format!("/proc/{pid}/{file}");
         let text = fs::read_to_string(&path)
             .map_err(|error| Failure::Run(format!("cannot read {path}: {error}; is process {pid} still running?")))?;
         parse(&text).ok_or_else(|| Failure::Run(format!("cannot understand {path}; this needs a Linux /proc")))
     };
-    pids.iter().map(read).sum()
+    pids.iter().map(read).collect()
 }
 
 /// `utime` + `stime`, fields 14 and 15. Field 2, the name in parentheses, may hold spaces and parentheses.

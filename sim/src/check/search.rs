@@ -243,13 +243,14 @@ struct Frontier<S> {
     event: usize,
     met: Vec<S>,
     more_met: bool,
-    /// The longest of the orders that end here.
+    /// The longest of the orders that end here, and how many moves it took.
     order: Vec<Slot>,
+    moves: usize,
 }
 
 impl<S> Frontier<S> {
     fn new(event: usize) -> Self {
-        Frontier { event, met: Vec::new(), more_met: false, order: Vec::new() }
+        Frontier { event, met: Vec::new(), more_met: false, order: Vec::new(), moves: 0 }
     }
 }
 
@@ -299,7 +300,7 @@ impl<'a, M: Model> Search<'a, M> {
         let Event { at, op, is_return, next, .. } = self.events.event(slot);
         if is_return {
             self.note_dead_end(slot);
-            let on_detour = self.moves.last().is_some_and(|m| matches!(m.resume, Cursor::Detour));
+            let on_detour = self.moves.last().is_some_and(|made| matches!(made.resume, Cursor::Detour));
             if on_detour {
                 return self.undo(); // the detours that led here go on from here themselves
             }
@@ -380,11 +381,11 @@ impl<'a, M: Model> Search<'a, M> {
         if event > self.frontier.event {
             self.frontier = Frontier::new(event);
         }
-        let order = self.order();
-        let frontier = &mut self.frontier;
-        if frontier.order.len() < order.len() {
-            frontier.order = order;
+        if self.frontier.moves < self.moves.len() {
+            self.frontier.moves = self.moves.len();
+            self.frontier.order = self.order();
         }
+        let frontier = &mut self.frontier;
         if !frontier.met.contains(&self.here.state) {
             if frontier.met.len() < MET_MAX {
                 frontier.met.push(self.here.state.clone());
@@ -395,7 +396,7 @@ impl<'a, M: Model> Search<'a, M> {
     }
 
     fn explain(self) -> Violation {
-        let Frontier { event, met, more_met, order } = self.frontier;
+        let Frontier { event, met, more_met, order, .. } = self.frontier;
         let Event { at, op: culprit, is_return, .. } = self.events.event(event);
         assert!(is_return, "a refuted search has met a return");
         let describe = |op: usize, states: &[M::State], more_expected| {
@@ -409,6 +410,8 @@ impl<'a, M: Model> Search<'a, M> {
             }
             Stuck { op: operation.to_string(), expected, more_expected }
         };
+        let fits = |state| self.model.step(state, &self.part.returned[culprit].op).is_some();
+        assert!(!met.iter().any(fits), "where it fits, the search has got past it");
         let mut stuck = vec![describe(culprit, &met, more_met)];
         // The others that could have come next in the longest order, but for their answers.
         let last = order.iter().fold(self.model.initial(), |state, &slot| {

@@ -83,19 +83,45 @@ pub struct DiskStats {
 /// What happened on a disk. Offsets and lengths in bytes; `hash` is the xxh3 of the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskOp {
-    Created { path: Arc<str> },
-    Written { path: Arc<str>, offset: u64, len: u64, hash: u64 },
-    Resized { path: Arc<str>, len: u64 },
+    Created {
+        path: Arc<str>,
+    },
+    Written {
+        path: Arc<str>,
+        offset: u64,
+        len: u64,
+        hash: u64,
+    },
+    Resized {
+        path: Arc<str>,
+        len: u64,
+    },
     /// A sync was called; it covers the writes that were called before it.
-    SyncCalled { path: Arc<str> },
+    SyncCalled {
+        path: Arc<str>,
+    },
     /// It took effect and is about to be acknowledged.
-    Synced { path: Arc<str> },
-    DirsCreated { path: Arc<str> },
-    Renamed { from: Arc<str>, to: Arc<str> },
-    Removed { path: Arc<str> },
-    DirSynced { path: Arc<str> },
+    Synced {
+        path: Arc<str>,
+    },
+    DirsCreated {
+        path: Arc<str>,
+    },
+    Renamed {
+        from: Arc<str>,
+        to: Arc<str>,
+    },
+    Removed {
+        path: Arc<str>,
+    },
+    DirSynced {
+        path: Arc<str>,
+    },
     Killed,
-    PowerLost { sectors: u64, entries: u64 },
+    PowerLost {
+        sectors: u64,
+        entries: u64,
+    },
 }
 
 pub trait DiskObserver: Send + Sync + 'static {

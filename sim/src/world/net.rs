@@ -23,6 +23,8 @@ mod process;
 mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod torture_tests;
 mod wire;
 
 use std::{io, mem, net::IpAddr, sync::Arc, time::Duration};
@@ -106,14 +108,39 @@ pub struct NetStats {
 /// What happened on the network. `conn` numbers connections from 1; `hash` is the xxh3 of the segment's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetOp {
-    Connected { conn: u64, from: IpAddr, to: IpAddr, port: u16 },
-    Sent { conn: u64, from: IpAddr, to: IpAddr, len: usize, hash: u64 },
+    Connected {
+        conn: u64,
+        from: IpAddr,
+        to: IpAddr,
+        port: u16,
+    },
+    Sent {
+        conn: u64,
+        from: IpAddr,
+        to: IpAddr,
+        len: usize,
+        hash: u64,
+    },
     /// The reader took the segment's first byte.
-    Delivered { conn: u64, from: IpAddr, to: IpAddr, len: usize, hash: u64 },
+    Delivered {
+        conn: u64,
+        from: IpAddr,
+        to: IpAddr,
+        len: usize,
+        hash: u64,
+    },
     /// `from` sends no more.
-    Shut { conn: u64, from: IpAddr, to: IpAddr },
+    Shut {
+        conn: u64,
+        from: IpAddr,
+        to: IpAddr,
+    },
     /// The stream failed at this end.
-    Failed { conn: u64, at: IpAddr, kind: io::ErrorKind },
+    Failed {
+        conn: u64,
+        at: IpAddr,
+        kind: io::ErrorKind,
+    },
 }
 
 pub trait NetObserver: Send + Sync + 'static {

@@ -1,5 +1,4 @@
 //! Messages between members: raft's, in bytes that etcd's peers understand.
-use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{self, MessageType};
 
@@ -85,6 +84,7 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use prost::Message as _;
 
     use super::*;

@@ -9,6 +9,7 @@
 //! - Heartbeat answers and forwarded requests promise nothing but the term and the vote: they overtake entries that
 //!   are still on their way to disk, but not those.
 //! - Election timeouts depend on seed, member, term and how often the member stood, and on nothing else.
+mod appends;
 mod election;
 mod log;
 mod message;
@@ -123,7 +124,6 @@ impl Consensus {
             max_committed_size_per_ready: limits::APPLY_BYTES_MAX,
             // Counted by raft-rs, bounded by us: what is over the bound waits instead of being dropped.
             max_uncommitted_size: u64::MAX - 1,
-            batch_append: true,
             ..Config::default()
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
@@ -222,6 +222,8 @@ impl Consensus {
                 }
                 return Ok(());
             }
+            // raft-rs would acknowledge entries that it was not sent.
+            MessageType::MsgAppend if !appends::is_contiguous(&message) => return Ok(()),
             // Nobody sends snapshots yet, and raft-rs must not believe one that cannot be installed.
             MessageType::MsgSnapshot => return Ok(()),
             MessageType::MsgTimeoutNow if self.is_sole_voter() && !self.writing.is_empty() => return Ok(()),
@@ -423,5 +425,5 @@ fn role(state: StateRole) -> Role {
 }
 
 fn send(messages: Vec<eraftpb::Message>, out: &mut Vec<Output>) {
-    out.extend(messages.into_iter().map(|message| Output::Send(Message(message))));
+    out.extend(appends::merge(messages).into_iter().map(|message| Output::Send(Message(message))));
 }

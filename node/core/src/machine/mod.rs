@@ -111,6 +111,15 @@ impl Machine {
         result
     }
 
+    /// Evaluates a transaction that only reads.
+    pub fn read_txn(&self, txn: &command::Txn) -> Result<Response, Refusal> {
+        let mut scratch = self.clone();
+        let mut apply = Apply { writer: scratch.store.write(), leases: &mut scratch.leases, serving: true };
+        let result = apply.txn(txn);
+        assert!(apply.writer.finish().is_empty(), "a transaction that only reads changed something");
+        result
+    }
+
     fn advance(&mut self, index: Index, term: Term) -> Rolling {
         assert_eq!(index.0, self.applied.0 + 1, "entries are applied in order, without a gap");
         assert!(term >= self.applied_term, "terms never go back in a log");

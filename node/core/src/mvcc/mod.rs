@@ -107,6 +107,11 @@ impl Store {
         self.bytes
     }
 
+    /// Keys known, those with nothing but a deletion among them.
+    pub fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
     /// The key's newest version, unless it is deleted.
     pub fn get(&self, key: &[u8]) -> Option<&Arc<Record>> {
         self.keys.get(key).filter(|record| !record.is_tombstone())

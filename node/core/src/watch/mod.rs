@@ -75,7 +75,7 @@ pub struct Event {
 
 impl Event {
     /// Bytes on the wire, closely enough for bounds.
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         let of = |record: &Record| record.key.len() + record.value.len() + 32;
         of(&self.record) + self.previous.as_deref().map_or(0, of)
     }

@@ -138,10 +138,6 @@ impl Content {
         });
         self.durable.held() + pending.sum::<u64>()
     }
-
-    pub fn is_durable(&self) -> bool {
-        self.pending.is_empty()
-    }
 }
 
 /// For each sector with pending writes: how many of them reach the disk. And in how many sectors that is not all.
@@ -201,7 +197,7 @@ mod tests {
         let lose = |seed| {
             let (mut content, mut rng) = (make(), Seed(seed).rng());
             content.lose(&mut rng);
-            assert!(content.is_durable() && content.durable.len() == content.len());
+            assert!(content.pending.is_empty() && content.durable.len() == content.len());
             letters(&content)
         };
         (0..3_000).map(lose).collect()

@@ -231,6 +231,33 @@ fn a_stall_holds_writes_up_until_it_ends() {
 }
 
 #[test]
+fn whoever_waits_is_woken_in_time() {
+    world(4, |mut bench| async move {
+        let Bench { disk, time, .. } = &bench;
+        let file = file(&*disk.fresh(), "/d/a", b"abc").await;
+        // Polled by one task, awaited by another.
+        let started = time.now();
+        let moved = file.clone();
+        let mut sync = Box::pin(async move { moved.sync().await });
+        tokio::select! {
+            biased;
+            _ = &mut sync => panic!("it takes time"),
+            () = std::future::ready(()) => {}
+        }
+        tokio::spawn(sync).await.unwrap().unwrap();
+        assert!(time.now() - started < Duration::from_millis(10));
+        // The fence wakes those whom a stall would have kept waiting.
+        disk.stall(time.now() + Duration::from_secs(3_600));
+        let waiting = tokio::spawn(async move { file.sync().await });
+        time.sleep_until(time.now() + Duration::from_millis(1)).await;
+        let struck = time.now();
+        bench.disk.power_loss(&mut bench.rng);
+        assert!(waiting.await.unwrap().is_err());
+        assert!(bench.time.now() - struck < Duration::from_millis(1));
+    });
+}
+
+#[test]
 fn a_liar_loses_what_it_acknowledged() {
     let mut lost = 0;
     for seed in 0..50 {
@@ -257,7 +284,11 @@ fn a_dead_process_changes_nothing() {
         let disk = bench.disk.fresh();
         let old = file(&*disk, "/d/a", b"abc").await;
         for power in [false, true] {
-            if power { bench.disk.power_loss(&mut bench.rng) } else { bench.disk.kill(&mut bench.rng) }
+            if power {
+                bench.disk.power_loss(&mut bench.rng)
+            } else {
+                bench.disk.kill(&mut bench.rng)
+            }
             let heard = bench.heard.0.lock().1.len();
             assert!(old.write_sync(0, b"xyz".into()).await.is_err());
             assert!(old.set_len(0).await.is_err() && old.len().await.is_err());

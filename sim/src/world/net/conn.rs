@@ -138,6 +138,10 @@ impl Conn {
         self.ends[side].state == EndState::Open
     }
 
+    pub fn is_closed(&self, side: Side) -> bool {
+        self.ends[side].state == EndState::Closed
+    }
+
     pub fn is_held(&self) -> bool {
         self.ends.iter().any(|end| end.held)
     }
@@ -196,11 +200,17 @@ impl Conn {
                 pipe.queue.pop_front();
             }
         }
-        if wire.is_cut(pipe.back) {
-            pipe.unheard += taken;
-        } else if taken > 0 {
+        if taken == 0 {
+            return;
+        }
+        if !wire.is_cut(pipe.back) {
             pipe.unread -= taken;
-            wake(&mut self.ends[1 - side].writer);
+            return wake(&mut self.ends[1 - side].writer);
+        }
+        pipe.unheard += taken;
+        if self.ends[1 - side].writer.is_some() {
+            // It asks whether there is room again, and gets no answer.
+            self.set_stuck(1 - side, wire);
         }
     }
 
@@ -301,13 +311,10 @@ impl Conn {
             if pipe.link == link || pipe.back == link {
                 stuck |= pipe.queue.back().is_some_and(|last| last.arrives > wire.now);
             }
-            let doom = &mut self.ends[side].doom;
-            if pipe.back == link
-                && let Some(reset) = doom.take_if(|doom| doom.kind == io::ErrorKind::ConnectionReset)
-            {
-                // The reset is lost on its way. What it answers stays unacknowledged.
-                debug_assert!(reset.at > wire.now);
-                stuck = true;
+            if pipe.back == link {
+                // A reset that is on its way is lost, and what it answers stays unacknowledged.
+                let doom = &mut self.ends[side].doom;
+                stuck |= doom.take_if(|doom| doom.kind == io::ErrorKind::ConnectionReset).is_some();
             }
             if stuck {
                 self.set_stuck(side, wire);
@@ -339,9 +346,9 @@ impl Conn {
             return; // its doom comes first
         }
         let arrives = (again + wire.latency(pipe.link)).max(pipe.last_arrival);
-        pipe.last_arrival = arrives;
         for segment in pipe.queue.iter_mut().rev().take_while(|segment| segment.arrives == NEVER) {
             segment.arrives = arrives;
+            pipe.last_arrival = arrives;
         }
         if heard {
             pipe.stuck_since = None;
@@ -359,9 +366,10 @@ impl Conn {
             if let Some(doom) = self.ends[side].doom
                 && doom.at <= wire.now
             {
+                let noticed = u64::from(self.is_open(side));
                 match doom.kind {
-                    io::ErrorKind::TimedOut => wire.stats.streams_timed_out += 1,
-                    _ => wire.stats.streams_reset += 1,
+                    io::ErrorKind::TimedOut => wire.stats.streams_timed_out += noticed,
+                    _ => wire.stats.streams_reset += noticed,
                 }
                 self.fail(side, doom.kind, wire);
             }
@@ -369,9 +377,11 @@ impl Conn {
     }
 
     fn fail(&mut self, side: Side, kind: io::ErrorKind, wire: &mut Wire) {
-        let closed = self.ends[side].state == EndState::Closed;
+        if !self.is_open(side) {
+            return self.end(side, self.ends[side].state, wire);
+        }
         wire.notes.push(NetOp::Failed { conn: self.number, at: self.ends[side].host, kind });
-        self.end(side, if closed { EndState::Closed } else { EndState::Failed(kind) }, wire);
+        self.end(side, EndState::Failed(kind), wire);
     }
 
     /// This end is no more: it sends nothing again, and what is still on its way to it finds nobody.
@@ -406,12 +416,14 @@ impl Conn {
             return self.knock(side, wire);
         }
         let pipe = &mut self.pipes[side];
-        if wire.is_cut(pipe.link) {
+        let held_back = pipe.queue.back().is_some_and(|last| last.arrives == NEVER);
+        if wire.is_cut(pipe.link) || held_back {
             wire.stats.cut_bytes_delayed += segment.bytes.len() as u64;
         } else {
             segment.arrives = pipe.next_arrival(segment.bytes.len(), wire);
         }
         let stuck = pipe.is_stuck(wire);
+        assert!(pipe.queue.back().is_none_or(|last| last.arrives <= segment.arrives));
         pipe.queue.push_back(segment);
         if stuck {
             self.set_stuck(side, wire);

@@ -42,14 +42,7 @@ pub struct State {
 
 impl State {
     pub fn new(wire: Wire) -> State {
-        State {
-            wire,
-            conns: Vec::new(),
-            free: Vec::new(),
-            ports: BTreeMap::new(),
-            last_conn: 0,
-            last_listener: 0,
-        }
+        State { wire, conns: Vec::new(), free: Vec::new(), ports: BTreeMap::new(), last_conn: 0, last_listener: 0 }
     }
 
     pub fn conn(&mut self, conn: ConnId) -> (&mut Conn, &mut Wire) {
@@ -93,7 +86,8 @@ impl State {
         }
         self.each(|conn, wire| {
             for side in [0, 1] {
-                if conn.is_of(side, ip, ended) {
+                // A machine that lives delivers what was left to it.
+                if conn.is_of(side, ip, ended) && !(powered && conn.is_closed(side)) {
                     wire.stats.ends_fenced += u64::from(conn.is_open(side));
                     conn.vanish(side, EndState::Vanished, wire);
                 }
@@ -264,40 +258,32 @@ impl ProcessNet {
         let time = &self.shared.time;
         let params = self.alive(|state| state.wire.params)?;
         let mut attempt = time.now();
-        let (deadline, mut rto, mut delayed) = (attempt + params.connect_timeout, params.connect_rto, false);
+        let (deadline, mut rto) = (attempt + params.connect_timeout, params.connect_rto);
         loop {
-            if let Some(stream) = self.try_connect(at).await? {
+            if let Some(stream) = self.try_connect(at, deadline).await? {
                 return Ok(stream);
             }
+            if rto == params.connect_rto {
+                self.alive(|state| state.wire.stats.connects_delayed += 1)?;
+            }
             let again = attempt + rto;
-            self.alive(|state| {
-                state.wire.stats.connects_delayed += u64::from(!std::mem::replace(&mut delayed, true));
-            })?;
-            if again >= deadline {
-                time.sleep_until(deadline).await;
+            time.sleep_until(again.min(deadline)).await;
+            if again >= deadline || time.now() >= deadline {
                 self.alive(|state| state.wire.stats.connects_timed_out += 1)?;
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            time.sleep_until(again).await;
             (attempt, rto) = (again, rto * 2);
         }
     }
 
-    /// One segment there and one back. None if either is lost.
-    async fn try_connect(&self, at: (IpAddr, u16)) -> io::Result<Option<Io>> {
-        let time = &self.shared.time;
+    /// One segment there and one back. None if either is lost, or too late.
+    async fn try_connect(&self, at: (IpAddr, u16), deadline: Duration) -> io::Result<Option<Io>> {
         let (there, back) = self.alive(|state| (state.wire.link(self.ip, at.0), state.wire.link(at.0, self.ip)))?;
-        let send = |link| self.alive(|State { wire, .. }| (!wire.swallows(link)).then(|| wire.now + wire.latency(link)));
-        let is_cut = |link| self.alive(|state| state.wire.is_cut(link));
-        let Some(arrives) = send(there)? else { return Ok(None) };
-        time.sleep_until(arrives).await;
-        if is_cut(there)? {
+        if !self.pass(there, deadline).await? {
             return Ok(None);
         }
         let Some(answer) = self.alive(|state| state.knock(at))? else { return Ok(None) };
-        let Some(arrives) = send(back)? else { return Ok(None) };
-        time.sleep_until(arrives).await;
-        if is_cut(back)? {
+        if !self.pass(back, deadline).await? {
             return Ok(None);
         }
         let conn = match answer {
@@ -309,6 +295,14 @@ impl ProcessNet {
             return Err(io::ErrorKind::ConnectionRefused.into());
         };
         Ok(Some(Box::new(SimStream { shared: self.shared.clone(), conn, side: 0 })))
+    }
+
+    /// Sends a segment without bytes over a link. Returns whether it got through in time.
+    async fn pass(&self, link: LinkId, deadline: Duration) -> io::Result<bool> {
+        let sent = |State { wire, .. }: &mut State| (!wire.swallows(link)).then(|| wire.now + wire.latency(link));
+        let Some(arrives) = self.alive(sent)? else { return Ok(false) };
+        self.shared.time.sleep_until(arrives.min(deadline)).await;
+        Ok(arrives <= deadline && !self.alive(|state| state.wire.is_cut(link))?)
     }
 }
 
@@ -340,9 +334,7 @@ impl Listener for SimListener {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Io>> {
         Box::pin(poll_fn(|cx| {
             let accepted = self.shared.with(|state| state.accept(self.at, self.listener, cx.waker()));
-            accepted.map_ok(|conn| {
-                Box::new(SimStream { shared: self.shared.clone(), conn, side: ACCEPTED }) as Io
-            })
+            accepted.map_ok(|conn| Box::new(SimStream { shared: self.shared.clone(), conn, side: ACCEPTED }) as Io)
         }))
     }
 }

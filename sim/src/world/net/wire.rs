@@ -100,7 +100,9 @@ impl Wire {
     /// Whether a segment that is sent now does not get through at all.
     pub fn swallows(&mut self, link: LinkId) -> bool {
         let default = self.default_of(link);
-        self.links[link].loses(default) || self.links[link].cut
+        let lost = self.links[link].loses(default);
+        self.stats.segments_lost += u64::from(lost);
+        lost || self.links[link].cut
     }
 
     /// When a writer that has had no acknowledgement since then tries again next.

@@ -1,0 +1,158 @@
+//! Schedules as values: drawn at random, and made smaller by leaving steps out.
+use proptest::{
+    prelude::*,
+    strategy::{NewTree, ValueTree},
+    test_runner::TestRunner,
+};
+
+use crate::{
+    cluster::{Cluster, Plant, Request, Setup, Step},
+    laws::{Law, Tally, Violation},
+};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule {
+    pub setup: Setup,
+    pub steps: Vec<Step>,
+}
+
+impl Schedule {
+    /// Runs it, heals everything, and looks whether the cluster recovers.
+    pub fn run(&self, plant: Option<Plant>, blind: &[Law]) -> Result<Tally, Violation> {
+        let mut cluster = Cluster::new(self.setup, plant, blind.to_vec());
+        self.steps.iter().try_for_each(|step| cluster.step(*step))?;
+        cluster.recover()?;
+        Ok(cluster.tally())
+    }
+
+    /// Every output of every member, as text.
+    pub fn trace(&self) -> Vec<String> {
+        let mut cluster = Cluster::new(self.setup, None, Vec::new());
+        cluster.trace = Some(Vec::new());
+        let verdict = self.steps.iter().try_for_each(|step| cluster.step(*step)).and_then(|()| cluster.recover());
+        verdict.unwrap_or_else(|violation| panic!("{violation}"));
+        cluster.trace.expect("set above")
+    }
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    (3u8..=5, 2u8..=6, prop_oneof![Just(100), Just(250), Just(500)], any::<u64>())
+        .prop_map(|(members, election_ticks, heartbeat_ms, seed)| Setup { members, election_ticks, heartbeat_ms, seed })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let byte = any::<u8>;
+    prop_oneof![
+        6 => byte().prop_map(|key| Request::Put { key }),
+        2 => (byte(), byte()).prop_map(|(key, lease)| Request::Attach { key, lease }),
+        2 => byte().prop_map(|key| Request::Delete { key }),
+        1 => Just(Request::DeleteAll),
+        3 => byte().prop_map(|key| Request::Toggle { key }),
+        1 => Just(Request::Range),
+        1 => byte().prop_map(|behind| Request::Compact { behind }),
+        2 => byte().prop_map(|lease| Request::Grant { lease }),
+        1 => byte().prop_map(|lease| Request::Revoke { lease }),
+        1 => Just(Request::TooLarge),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let member = || 0u8..60;
+    let at = any::<u16>;
+    let traffic = prop_oneof![
+        12 => (1u8..12).prop_map(|count| Step::Flow { count }),
+        6 => at().prop_map(|at| Step::Deliver { at }),
+        2 => at().prop_map(|at| Step::Double { at }),
+        4 => (at(), any::<bool>()).prop_map(|(at, known)| Step::Drop { at, known }),
+    ];
+    let time = prop_oneof![
+        2 => member().prop_map(|member| Step::Tick { member }),
+        1 => Just(Step::TickAll),
+    ];
+    let clients = prop_oneof![
+        3 => (member(), request()).prop_map(|(member, request)| Step::Propose { member, request }),
+        2 => member().prop_map(|member| Step::Read { member }),
+    ];
+    let trouble = prop_oneof![
+        4 => (member(), any::<bool>(), 0u8..4, 0u8..3)
+            .prop_map(|(member, polite, survived, torn)| Step::Crash { member, polite, survived, torn }),
+        10 => member().prop_map(|member| Step::Restart { member }),
+        2 => member().prop_map(|member| Step::Isolate { member }),
+        2 => (member(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
+        4 => Just(Step::Join),
+        3 => (1u8..5).prop_map(|ticks| Step::Calm { ticks }),
+        4 => (member(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
+    ];
+    prop_oneof![
+        24 => traffic,
+        12 => time,
+        16 => (member(), 1u8..4).prop_map(|(member, batches)| Step::Write { member, batches }),
+        12 => clients,
+        4 => trouble,
+    ]
+}
+
+/// Schedules of so many steps.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedules(pub usize);
+
+impl Strategy for Schedules {
+    type Tree = Shrinking;
+    type Value = Schedule;
+
+    fn new_tree(&self, runner: &mut TestRunner) -> NewTree<Self> {
+        let (step, setup) = (step(), setup().new_tree(runner)?.current());
+        let steps = (0..self.0).map(|_| Ok(step.new_tree(runner)?.current()));
+        let steps: Vec<_> = steps.collect::<Result<_, proptest::test_runner::Reason>>()?;
+        let chunk = steps.len().div_ceil(2).max(1);
+        Ok(Shrinking { schedule: Schedule { setup, steps }, chunk, at: 0, before: None })
+    }
+}
+
+/// Leaves out ever smaller chunks, one after the other, and keeps out what is not needed to fail.
+pub struct Shrinking {
+    schedule: Schedule,
+    chunk: usize,
+    /// Where the next chunk begins.
+    at: usize,
+    /// The steps before the last chunk was left out.
+    before: Option<Vec<Step>>,
+}
+
+impl Shrinking {
+    fn leave_out(&mut self) -> bool {
+        let steps = &mut self.schedule.steps;
+        if self.at >= steps.len() {
+            if self.chunk == 1 {
+                return false;
+            }
+            (self.chunk, self.at) = (self.chunk.div_ceil(2), 0);
+        }
+        if steps.is_empty() {
+            return false;
+        }
+        self.before = Some(steps.clone());
+        steps.drain(self.at..(self.at + self.chunk).min(steps.len()));
+        true
+    }
+}
+
+impl ValueTree for Shrinking {
+    type Value = Schedule;
+
+    fn current(&self) -> Schedule {
+        self.schedule.clone()
+    }
+
+    fn simplify(&mut self) -> bool {
+        self.leave_out()
+    }
+
+    /// The chunk was needed: back with it, and on to the next.
+    fn complicate(&mut self) -> bool {
+        let Some(before) = self.before.take() else { return false };
+        self.schedule.steps = before;
+        self.at += self.chunk;
+        self.leave_out()
+    }
+}

@@ -1,0 +1,129 @@
+//! etcdserverpb.KV: put, range, delete and transactions.
+use detcd_core::{
+    error::Refusal,
+    limits::RANGE_INLINE_KEYS,
+    machine::{
+        Response as Outcome,
+        command::{self, Command, Op, Txn},
+    },
+    mvcc::RangeEnd,
+    replica::Answer,
+    types::TraceId,
+};
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{Api, check, convert, status::status, trace};
+use crate::{
+    inbox::View,
+    proto::etcdserverpb::{
+        CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+        RangeRequest, RangeResponse, TxnRequest, TxnResponse, kv_server::Kv,
+    },
+};
+
+#[async_trait]
+impl Kv for Api {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        self.check_leader(request.metadata())?;
+        let range = command::Range::try_from(request.into_inner()).map_err(status)?;
+        check::range(&range).map_err(status)?;
+        let view = self.current(range.serializable).await.map_err(status)?;
+        let term = self.handle.status().term;
+        let header = self.header(view.store.revision(), term);
+        let keys_only = range.keys_only;
+        let result = read(view, range).await.map_err(status)?;
+        Ok(Response::new(convert::range(header, result, keys_only)))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        self.check_leader(request.metadata())?;
+        let trace = trace(request.metadata());
+        let put = command::Put::from(request.into_inner());
+        check::put(&put).map_err(status)?;
+        let answer = self.propose(Command::Put(put), trace).await?;
+        let header = self.header(answer.revision, answer.term);
+        match answer.result.map_err(status)? {
+            Outcome::Put { previous } => Ok(Response::new(convert::put(header, previous))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        self.check_leader(request.metadata())?;
+        let trace = trace(request.metadata());
+        let delete = command::Delete::from(request.into_inner());
+        check::delete(&delete).map_err(status)?;
+        let answer = self.propose(Command::Delete(delete), trace).await?;
+        let header = self.header(answer.revision, answer.term);
+        match answer.result.map_err(status)? {
+            Outcome::Delete { deleted, previous } => Ok(Response::new(convert::delete(header, deleted, previous))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        self.check_leader(request.metadata())?;
+        let trace = trace(request.metadata());
+        let txn = Txn::try_from(request.into_inner()).map_err(status)?;
+        check::txn(&txn, self.limits.txn_ops_max).map_err(status)?;
+        let (outcome, header) = match reads_only(&txn) {
+            Some(serializable) => {
+                let view = self.current(serializable).await.map_err(status)?;
+                let header = self.header(view.store.revision(), self.handle.status().term);
+                (view.read_txn(&txn).map_err(status)?, header)
+            }
+            None => {
+                let answer = self.propose(Command::Txn(txn), trace).await?;
+                let header = self.header(answer.revision, answer.term);
+                (answer.result.map_err(status)?, header)
+            }
+        };
+        match outcome {
+            Outcome::Txn { succeeded, responses } => Ok(Response::new(convert::txn(header, succeeded, responses))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        Err(Status::unimplemented("compaction is not implemented yet"))
+    }
+}
+
+impl Api {
+    async fn propose(&self, command: Command, trace: TraceId) -> Result<Answer, Status> {
+        self.handle.propose(command, trace).await.map_err(status)
+    }
+
+    async fn current(&self, serializable: bool) -> Result<View, Refusal> {
+        if serializable { self.handle.view().await } else { self.handle.read().await }
+    }
+}
+
+/// Reads off the view, and off this thread if it may take long.
+async fn read(view: View, range: command::Range) -> Result<detcd_core::mvcc::RangeResult, Refusal> {
+    let single = range.range.end == RangeEnd::Single;
+    if single || view.store.keys() <= RANGE_INLINE_KEYS {
+        return view.store.range(&range.range, &range.options);
+    }
+    let read = tokio::task::spawn_blocking(move || view.store.range(&range.range, &range.options));
+    read.await.unwrap_or(Err(Refusal::Stopped))
+}
+
+/// Transactions without writes need no log: `Some(whether local state will do)`. A nested one always counts as a write.
+fn reads_only(txn: &Txn) -> Option<bool> {
+    let mut serializable = true;
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            Op::Range(range) => serializable &= range.serializable,
+            Op::Put(_) | Op::Delete(_) | Op::Txn(_) => return None,
+        }
+    }
+    Some(serializable)
+}
+
+fn unexpected(outcome: &Outcome) -> Status {
+    unreachable!("the machine answers each command in kind, not with {outcome:?}")
+}

@@ -1,0 +1,148 @@
+//! etcdserverpb.Watch: many watches on one stream.
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use detcd_core::{
+    types::{Revision, StreamId, WatchId},
+    watch::{Canceled, Create, Event, Filter, Notice, Request as Ask, What, range_of_watch},
+};
+use futures::Stream;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{Api, NoticeQueue, convert::key_value};
+use crate::{
+    inbox::Item,
+    proto::{
+        etcdserverpb::{
+            WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
+            watch_request::RequestUnion, watch_server::Watch,
+        },
+        mvccpb,
+    },
+};
+
+/// Bytes passed on before the hub is told that there is room again.
+const REPORT_BYTES: usize = 256 << 10;
+
+#[async_trait]
+impl Watch for Api {
+    type WatchStream = WatchStream;
+
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<WatchStream>, Status> {
+        self.check_leader(request.metadata())?;
+        let (id, notices) = (self.handle.new_stream(), Arc::new(NoticeQueue::default()));
+        self.handle.push(Item::OpenWatches { stream: id, notices: notices.clone() });
+        Ok(Response::new(WatchStream { api: self.clone(), id, requests: request.into_inner(), notices, delivered: 0 }))
+    }
+}
+
+/// Both directions in one: polling for what goes out takes in what came.
+pub struct WatchStream {
+    api: Api,
+    id: StreamId,
+    requests: Streaming<WatchRequest>,
+    notices: Arc<NoticeQueue>,
+    /// Bytes of events passed on and not reported yet.
+    delivered: usize,
+}
+
+impl WatchStream {
+    fn ask(&self, request: Ask) {
+        self.api.handle.push(Item::Watch { stream: self.id, request });
+    }
+
+    fn take_in(&self, request: WatchRequest) {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => self.ask(Ask::Create(convert_create(create))),
+            Some(RequestUnion::CancelRequest(cancel)) => self.ask(Ask::Cancel(WatchId(cancel.watch_id))),
+            Some(RequestUnion::ProgressRequest(_)) => self.ask(Ask::Progress),
+            None => {}
+        }
+    }
+
+    fn send_out(&mut self, notice: Notice) -> WatchResponse {
+        let mut response = WatchResponse {
+            header: self.api.header(notice.revision, self.api.handle.status().term),
+            watch_id: notice.watch.0,
+            ..Default::default()
+        };
+        match notice.what {
+            What::Created => response.created = true,
+            What::Progress => {}
+            What::Canceled(reason) => {
+                response.canceled = true;
+                match reason {
+                    Canceled::Asked => {}
+                    Canceled::Compacted(revision) => response.compact_revision = revision.0,
+                    Canceled::Refused(reason) => {
+                        response.created = true;
+                        response.cancel_reason = reason.to_owned();
+                    }
+                }
+            }
+            What::Events(events) => {
+                self.delivered += events.iter().map(Event::bytes).sum::<usize>();
+                response.events = events.iter().map(convert_event).collect();
+            }
+        }
+        response
+    }
+}
+
+impl Stream for WatchStream {
+    type Item = Result<WatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match Pin::new(&mut self.requests).poll_next(cx) {
+                Poll::Ready(Some(Ok(request))) => self.take_in(request),
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
+                // The client has nothing more to ask, and in this API that ends the stream.
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => break,
+            }
+        }
+        if self.delivered >= REPORT_BYTES {
+            let delivered = std::mem::take(&mut self.delivered);
+            self.ask(Ask::Delivered(delivered));
+        }
+        match self.notices.poll_next(cx) {
+            Poll::Ready(notice) => Poll::Ready(Some(Ok(self.send_out(notice)))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        self.ask(Ask::Close);
+    }
+}
+
+fn convert_create(create: WatchCreateRequest) -> Create {
+    let filter = Filter {
+        no_puts: create.filters().any(|filter| filter == FilterType::Noput),
+        no_deletes: create.filters().any(|filter| filter == FilterType::Nodelete),
+    };
+    Create {
+        id: WatchId(create.watch_id),
+        range: range_of_watch(create.key, create.range_end),
+        start: Revision(create.start_revision),
+        filter,
+        previous: create.prev_kv,
+        progress: create.progress_notify,
+    }
+}
+
+fn convert_event(event: &Event) -> mvccpb::Event {
+    let prev_kv = event.previous.as_ref().map(|record| key_value(record));
+    let record = &event.record;
+    if !record.is_tombstone() {
+        return mvccpb::Event { r#type: mvccpb::event::EventType::Put as i32, kv: Some(key_value(record)), prev_kv };
+    }
+    let kv = mvccpb::KeyValue { key: record.key.clone(), mod_revision: record.position.main, ..Default::default() };
+    mvccpb::Event { r#type: mvccpb::event::EventType::Delete as i32, kv: Some(kv), prev_kv }
+}

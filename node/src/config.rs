@@ -1,0 +1,87 @@
+//! What a node is told at its start. The daemon makes it of flags, the simulator of a scenario.
+use std::path::PathBuf;
+
+use detcd_core::{limits, machine::membership::Member};
+
+/// The etcd whose behaviour this is, as reported to clients and peers, who act on it.
+pub const ETCD_VERSION: &str = "3.6.16";
+/// What a cluster founded by this version agrees on.
+pub const CLUSTER_VERSION: &str = "3.6.0";
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub name: String,
+    pub data_dir: PathBuf,
+    /// `member/wal` in the data directory, unless told otherwise.
+    pub wal_dir: Option<PathBuf>,
+    /// Addresses, `host:port`.
+    pub listen_client: Vec<String>,
+    pub listen_peer: Vec<String>,
+    /// URLs, as told to others.
+    pub advertise_client_urls: Vec<String>,
+    pub advertise_peer_urls: Vec<String>,
+    /// The founding members; looked at only while there is no data.
+    pub initial_cluster: Vec<Founder>,
+    pub initial_cluster_token: String,
+    pub heartbeat_ms: u64,
+    pub election_ms: u64,
+    pub segment_bytes: u64,
+    pub request_bytes_max: usize,
+    pub txn_ops_max: usize,
+    pub watch_progress_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Founder {
+    pub name: String,
+    pub peer_urls: Vec<String>,
+}
+
+impl Config {
+    /// A node called `name` that is a cluster of its own on etcd's default ports.
+    pub fn new(name: &str, data_dir: impl Into<PathBuf>) -> Config {
+        let peer_url = "http://localhost:2380".to_owned();
+        Config {
+            name: name.to_owned(),
+            data_dir: data_dir.into(),
+            wal_dir: None,
+            listen_client: vec!["localhost:2379".into()],
+            listen_peer: vec!["localhost:2380".into()],
+            advertise_client_urls: vec!["http://localhost:2379".into()],
+            advertise_peer_urls: vec![peer_url.clone()],
+            initial_cluster: vec![Founder { name: name.to_owned(), peer_urls: vec![peer_url] }],
+            initial_cluster_token: "etcd-cluster".into(),
+            heartbeat_ms: limits::HEARTBEAT_MS,
+            election_ms: limits::ELECTION_MS,
+            segment_bytes: limits::SEGMENT_BYTES,
+            request_bytes_max: limits::REQUEST_BYTES_MAX,
+            txn_ops_max: limits::TXN_OPS_MAX,
+            watch_progress_ms: limits::WATCH_PROGRESS_MS,
+        }
+    }
+
+    pub fn wal_dir(&self) -> PathBuf {
+        self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("member/wal"))
+    }
+
+    /// The founding members with their ids.
+    pub fn founders(&self) -> Vec<Member> {
+        let member = |founder: &Founder| {
+            let mut member = Member::founding(&founder.name, founder.peer_urls.clone(), &self.initial_cluster_token);
+            member.name = String::new(); // it publishes its name itself
+            member
+        };
+        self.initial_cluster.iter().map(member).collect()
+    }
+}
+
+/// `http://host:port` without its scheme, and whether the scheme asks for TLS.
+pub fn parse_url(url: &str) -> Option<(&str, bool)> {
+    let (rest, tls) = match url.split_once("://")? {
+        ("http", rest) => (rest, false),
+        ("https", rest) => (rest, true),
+        _ => return None,
+    };
+    let (host, port) = rest.rsplit_once(':')?;
+    (!host.is_empty() && !rest.contains('/') && port.parse::<u16>().is_ok()).then_some((rest, tls))
+}

@@ -1,0 +1,330 @@
+//! The one task that owns the replica: drain the inbox, step, then start every output in order.
+//!
+//! The log is written beside it: while one batch is on its way to disk the next one gathers, so that an fsync covers
+//! whatever came meanwhile. The driver knows no raft; what must wait for what is the replica's business.
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use detcd_core::{
+    error::Refusal,
+    event::NodeEvent,
+    machine::Machine,
+    replica::{Answer, Halt, Input, Output, Persist, Proposal, Replica, Status},
+    types::{Millis, PersistId, StreamId, Ticket},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    api::NoticeQueue,
+    error::{ExitReason, Failure},
+    host::{BoxFuture, Host},
+    inbox::{Handle, Item, View},
+    metrics::Metrics,
+    peers::Peers,
+    wal::{NewSegment, Wal},
+};
+
+/// What the driver drives: a [`Replica`], or something around one that a test put there.
+pub trait Step: Send + 'static {
+    fn step(&mut self, input: Input, out: &mut Vec<Output>);
+    fn machine(&self) -> &Machine;
+    fn status(&self) -> Status;
+    /// Whether to settle again soon, though nothing happened.
+    fn has_work(&self) -> bool;
+}
+
+impl Step for Replica {
+    fn step(&mut self, input: Input, out: &mut Vec<Output>) {
+        Replica::step(self, input, out);
+    }
+
+    fn machine(&self) -> &Machine {
+        Replica::machine(self)
+    }
+
+    fn status(&self) -> Status {
+        Replica::status(self)
+    }
+
+    fn has_work(&self) -> bool {
+        Replica::has_work(self)
+    }
+}
+
+enum Waiter {
+    Proposal(oneshot::Sender<Answer>),
+    Read(oneshot::Sender<Result<View, Refusal>>),
+}
+
+/// A batch on its way to disk, and the log it went with.
+type Writing = BoxFuture<'static, (Wal, io::Result<Option<NewSegment>>)>;
+
+pub struct Driver<S> {
+    replica: S,
+    host: Host,
+    handle: Handle,
+    peers: Peers,
+    metrics: Arc<Metrics>,
+    /// `None` while `writing` has it.
+    wal: Option<Wal>,
+    wal_path: PathBuf,
+    writing: Option<Writing>,
+    /// The newest batch in `writing` that is waited for.
+    writing_until: Option<PersistId>,
+    /// Not handed to the log yet.
+    unwritten: Vec<Persist>,
+    waiters: BTreeMap<Ticket, Waiter>,
+    next_ticket: u64,
+    streams: BTreeMap<StreamId, Arc<NoticeQueue>>,
+    /// The view of this turn, if somebody wanted one. Kept no longer: a view that lives makes every write copy.
+    view: Option<View>,
+    exit: Option<ExitReason>,
+    /// Whether, before an orderly exit, everything was handed to the disk.
+    flushed: bool,
+    items: Vec<Item>,
+    outputs: Vec<Output>,
+}
+
+impl<S: Step> Driver<S> {
+    pub fn new(replica: S, wal: Wal, host: Host, handle: Handle, peers: Peers, metrics: Arc<Metrics>) -> Driver<S> {
+        Driver {
+            replica,
+            host,
+            handle,
+            peers,
+            metrics,
+            wal_path: wal.path().to_owned(),
+            wal: Some(wal),
+            writing: None,
+            writing_until: None,
+            unwritten: Vec::new(),
+            waiters: BTreeMap::new(),
+            next_ticket: 0,
+            streams: BTreeMap::new(),
+            view: None,
+            exit: None,
+            flushed: false,
+            items: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Takes all that happened, and does what that calls for.
+    fn turn(&mut self, cx: &mut Context<'_>) {
+        let mut items = std::mem::take(&mut self.items);
+        self.handle.drain(cx, &mut items);
+        for item in items.drain(..) {
+            self.take(item);
+        }
+        self.items = items;
+        self.settle();
+    }
+
+    fn step(&mut self, input: Input) {
+        if !matches!(self.exit, Some(ExitReason::Failed(_))) {
+            self.replica.step(input, &mut self.outputs);
+            self.perform();
+        }
+    }
+
+    fn take(&mut self, item: Item) {
+        match item {
+            Item::Tick => {
+                self.peers.tick(&self.handle);
+                let now = Millis(self.host.clock.now().as_millis() as u64);
+                self.step(Input::Tick { now });
+            }
+            Item::Message(message) => {
+                let (from, kind) = (message.from(), message.kind());
+                let (term, index) = (message.term(), message.index());
+                self.note(NodeEvent::Received { from, kind, term, index });
+                self.step(Input::Message(message));
+            }
+            Item::Unreachable(member) => self.step(Input::Unreachable(member)),
+            Item::Propose { command, trace, reply } => {
+                let ticket = self.ticket(Waiter::Proposal(reply));
+                self.step(Input::Propose(Proposal { ticket, trace, command }));
+            }
+            Item::Read { reply } => {
+                let ticket = self.ticket(Waiter::Read(reply));
+                self.step(Input::Read { ticket });
+            }
+            Item::View { reply } => {
+                let view = self.view();
+                let _ = reply.send(Ok(view)); // a client that is gone needs no answer
+            }
+            Item::OpenWatches { stream, notices } => {
+                self.streams.insert(stream, notices);
+            }
+            Item::Watch { stream, request } => {
+                if request == detcd_core::watch::Request::Close {
+                    self.streams.remove(&stream);
+                }
+                self.step(Input::Watch { stream, request });
+            }
+            Item::Stop => {
+                self.step(Input::Stop);
+                self.exit.get_or_insert(ExitReason::Stopped);
+            }
+        }
+    }
+
+    fn ticket(&mut self, waiter: Waiter) -> Ticket {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        self.waiters.insert(ticket, waiter);
+        ticket
+    }
+
+    fn view(&mut self) -> View {
+        self.view.get_or_insert_with(|| Arc::new(self.replica.machine().clone())).clone()
+    }
+
+    fn note(&self, event: NodeEvent) {
+        self.metrics.observe(&event);
+        self.host.probe.note(event);
+    }
+
+    /// Starts every output, in order.
+    fn perform(&mut self) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for output in outputs.drain(..) {
+            match output {
+                Output::Note(event) => self.note(event),
+                Output::Send(message) => {
+                    let (to, kind) = (message.to(), message.kind());
+                    self.note(NodeEvent::Sent { to, kind, term: message.term(), index: message.index() });
+                    self.peers.send(&message);
+                }
+                Output::Persist(persist) => self.unwritten.push(persist),
+                Output::Respond { ticket, answer } => {
+                    if let Some(Waiter::Proposal(reply)) = self.waiters.remove(&ticket) {
+                        let _ = reply.send(answer); // a client that is gone needs no answer
+                    }
+                }
+                Output::ReadReady { ticket, result } => {
+                    if let Some(Waiter::Read(reply)) = self.waiters.remove(&ticket) {
+                        let view = result.map(|()| self.view());
+                        let _ = reply.send(view);
+                    }
+                }
+                Output::Notify(notice) => {
+                    if let Some(notices) = self.streams.get(&notice.stream) {
+                        notices.push(notice);
+                    }
+                }
+                Output::Halt(halt) => self.halt(halt),
+            }
+        }
+        self.outputs = outputs;
+    }
+
+    fn halt(&mut self, halt: Halt) {
+        self.exit = Some(ExitReason::Failed(halt.into()));
+    }
+
+    fn settle(&mut self) {
+        self.step(Input::Settle);
+        self.view = None;
+        let membership = &self.replica.machine().membership;
+        self.peers.follow(membership, &self.handle);
+        let status = self.replica.status();
+        self.metrics.status(&status, self.replica.machine(), self.waiters.len());
+        self.handle.set_status(status, &self.replica.machine().cluster_version);
+    }
+
+    fn start_writing(&mut self) {
+        let stopping = matches!(self.exit, Some(ExitReason::Stopped));
+        let failed = self.exit.is_some() && !stopping;
+        let last = stopping && !self.flushed;
+        if self.writing.is_some() || failed || (self.unwritten.is_empty() && !last) {
+            return;
+        }
+        self.flushed |= last;
+        let mut wal = self.wal.take().expect("the log is here while nothing is written");
+        let batches = std::mem::take(&mut self.unwritten);
+        self.writing_until = batches.iter().rev().find(|batch| batch.sync).map(|batch| batch.id);
+        let (clock, metrics) = (self.host.clock.clone(), self.metrics.clone());
+        self.writing = Some(Box::pin(async move {
+            let begun = clock.now();
+            let mut result = wal.append(&batches).await;
+            if last && result.is_ok() {
+                result = wal.flush().await.map(|()| None);
+            }
+            metrics.log_written(clock.now().saturating_sub(begun));
+            (wal, result)
+        }));
+    }
+
+    /// Whether a batch became durable, so that there is more to do.
+    fn poll_writing(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(writing) = &mut self.writing else { return false };
+        let Poll::Ready((wal, result)) = writing.as_mut().poll(cx) else { return false };
+        self.writing = None;
+        self.wal_path = wal.path().to_owned();
+        self.wal = Some(wal);
+        match result {
+            Ok(segment) => {
+                if let Some(NewSegment { sequence, first }) = segment {
+                    self.note(NodeEvent::SegmentStarted { sequence, first });
+                }
+                if let Some(persist) = self.writing_until.take() {
+                    self.note(NodeEvent::Persisted { persist });
+                    self.step(Input::Persisted(persist));
+                }
+            }
+            // What the disk holds now nobody knows, and asking it again would not tell: stop.
+            Err(error) => {
+                let failure = Failure::LogWrite { path: self.wal_path.clone(), error };
+                self.exit = Some(ExitReason::Failed(failure));
+            }
+        }
+        true
+    }
+
+    /// The run is over once nothing is being written and, if all is well, nothing is left to be.
+    fn take_exit(&mut self) -> Option<ExitReason> {
+        let done = match &self.exit {
+            None => false,
+            Some(ExitReason::Stopped) => self.flushed && self.writing.is_none(),
+            Some(ExitReason::Failed(_)) => self.writing.is_none(),
+        };
+        let reason = self.exit.take_if(|_| done)?;
+        let text = match &reason {
+            ExitReason::Stopped => "asked to".to_owned(),
+            ExitReason::Failed(failure) => failure.to_string(),
+        };
+        self.note(NodeEvent::Stopped { reason: text });
+        Some(reason)
+    }
+}
+
+impl<S: Step + Unpin> Future for Driver<S> {
+    type Output = ExitReason;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<ExitReason> {
+        loop {
+            if self.exit.is_none() {
+                self.turn(cx);
+            }
+            self.start_writing();
+            if !self.poll_writing(cx) {
+                break;
+            }
+        }
+        if self.exit.is_none() && self.replica.has_work() {
+            cx.waker().wake_by_ref();
+        }
+        match self.take_exit() {
+            Some(reason) => Poll::Ready(reason),
+            None => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! A node's run: recover or found, listen, then drive until it ends.
+use std::{future::Future, sync::Arc, time::Duration};
+
+use detcd_core::{
+    event::NodeEvent,
+    format::wal::Metadata,
+    machine::membership::cluster_id,
+    replica::{self, Recovered, Replica, founding_log},
+};
+
+use crate::{
+    api::{self, Api, Limits},
+    config::{CLUSTER_VERSION, Config},
+    driver::{Driver, Step},
+    error::{ExitReason, Failure},
+    host::{Host, Listener, Role},
+    inbox::{Handle, Item},
+    metrics::Metrics,
+    peers::{self, Peers},
+    wal::{Wal, segments},
+};
+
+/// Resolves when the node is to stop in an orderly way.
+pub type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs a node until it is stopped or cannot go on.
+pub async fn run(config: Config, host: Host, stop: Stop) -> ExitReason {
+    run_with(config, host, stop, |replica| replica).await
+}
+
+/// As [`run`], with something put around the replica: a test's way to a node that breaks its promises.
+pub async fn run_with<S: Step + Unpin>(
+    config: Config,
+    host: Host,
+    stop: Stop,
+    wrap: impl FnOnce(Replica) -> S,
+) -> ExitReason {
+    match start(&config, &host, stop, wrap).await {
+        Ok(driver) => driver.await,
+        Err(failure) => {
+            host.probe.note(NodeEvent::Stopped { reason: failure.to_string() });
+            ExitReason::Failed(failure)
+        }
+    }
+}
+
+async fn start<S: Step>(
+    config: &Config,
+    host: &Host,
+    stop: Stop,
+    wrap: impl FnOnce(Replica) -> S,
+) -> Result<Driver<S>, Failure> {
+    let clients = listen(host, Role::Client, &config.listen_client).await?;
+    let peers = listen(host, Role::Peer, &config.listen_peer).await?;
+    let (wal, metadata, recovered) = open_log(config, host).await?;
+    let state = recovered.hard_state;
+    host.probe.note(NodeEvent::Recovered {
+        term: state.term,
+        vote: state.vote,
+        commit: state.commit,
+        last: detcd_core::types::Index(recovered.entries.last().map_or(0, |entry| entry.index)),
+    });
+    let replica = Replica::new(replica_config(config, host, metadata), recovered);
+    let handle = Handle::new(metadata.member, metadata.cluster, replica.status());
+    let metrics = Arc::new(Metrics::default());
+    let context = peers::Context::new(host.clone(), handle.clone(), &config.advertise_peer_urls);
+    let driver_peers = Peers::new(context.clone(), config.heartbeat_ms);
+    for listener in peers {
+        tokio::spawn(peers::serve(context.clone(), listener));
+    }
+    let api = Api { handle: handle.clone(), limits: Limits { txn_ops_max: config.txn_ops_max } };
+    for listener in clients {
+        tokio::spawn(api::serve(api.clone(), metrics.clone(), host.clock.clone(), listener));
+    }
+    tokio::spawn(tick(host.clone(), handle.clone(), config.heartbeat_ms));
+    tokio::spawn(announce(host.clone(), handle.clone()));
+    let stopping = handle.clone();
+    tokio::spawn(async move {
+        stop.await;
+        stopping.push(Item::Stop);
+    });
+    Ok(Driver::new(wrap(replica), wal, host.clone(), handle, driver_peers, metrics))
+}
+
+async fn listen(host: &Host, role: Role, addresses: &[String]) -> Result<Vec<Box<dyn Listener>>, Failure> {
+    let (name, flag) = match role {
+        Role::Client => ("clients", "--listen-client-urls"),
+        Role::Peer => ("peers", "--listen-peer-urls"),
+    };
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let listener = host.net.listen(role, address).await;
+        let failed = |error| Failure::Listen { role: name, flag, address: address.clone(), error };
+        listeners.push(listener.map_err(failed)?);
+    }
+    Ok(listeners)
+}
+
+/// The log that is there, or a new one for a founding member.
+async fn open_log(config: &Config, host: &Host) -> Result<(Wal, Metadata, Recovered), Failure> {
+    let dir = config.wal_dir();
+    if !segments(&*host.disk, &dir).await?.is_empty() {
+        return Wal::open(host.disk.clone(), &dir, config.segment_bytes).await;
+    }
+    let founders = config.founders();
+    let mut urls = config.advertise_peer_urls.clone();
+    urls.sort();
+    let own = config
+        .initial_cluster
+        .iter()
+        .zip(&founders)
+        .find(|(founder, member)| founder.name == config.name && member.peer_urls == urls);
+    let Some((_, own)) = own else {
+        return Err(Failure::NotInCluster { name: config.name.clone(), urls });
+    };
+    let metadata = Metadata { member: own.id, cluster: cluster_id(&founders) };
+    let founding = founding_log(&founders);
+    let wal = Wal::create(host.disk.clone(), &dir, config.segment_bytes, metadata, &founding).await?;
+    Ok((wal, metadata, founding))
+}
+
+fn replica_config(config: &Config, host: &Host, metadata: Metadata) -> replica::Config {
+    replica::Config {
+        id: metadata.member,
+        name: config.name.clone(),
+        client_urls: config.advertise_client_urls.clone(),
+        cluster_version: CLUSTER_VERSION.to_owned(),
+        heartbeat_ms: config.heartbeat_ms,
+        election_ms: config.election_ms,
+        request_bytes_max: config.request_bytes_max,
+        watch_progress_ms: config.watch_progress_ms,
+        seed: host.seed,
+    }
+}
+
+/// Ticks for as long as the node runs. After a pause there is one tick, not as many as were missed.
+async fn tick(host: Host, handle: Handle, heartbeat_ms: u64) {
+    let interval = Duration::from_millis(heartbeat_ms);
+    let mut next = host.clock.now() + interval;
+    loop {
+        let now = host.clock.now();
+        host.clock.sleep(next.saturating_sub(now)).await;
+        handle.push(Item::Tick);
+        let now = host.clock.now();
+        next = if now > next + interval { now + interval } else { next + interval };
+    }
+}
+
+/// Says so once this member can serve: a leader is known and reads work.
+async fn announce(host: Host, handle: Handle) {
+    while handle.read().await.is_err() {
+        host.clock.sleep(Duration::from_millis(100)).await;
+    }
+    host.probe.note(NodeEvent::Serving);
+}

@@ -1,0 +1,54 @@
+//! Loopback ports and names for clusters.
+//!
+//! Ports come from below the kernel's ephemeral range, so no outgoing connection takes one between two runs on the
+//! same addresses. A port is handed out once in a process; processes start at different places and try before they take.
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+const PORT_FIRST: u16 = 20_000;
+const PORT_COUNT: u16 = 10_000;
+const _: () = assert!(PORT_FIRST + PORT_COUNT < 32_768, "the ephemeral range begins here");
+
+/// Where the members of a cluster are found: the same names and ports give the same member ids, on etcd and detcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    pub members: Vec<Address>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub name: String,
+    pub client: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+impl Addresses {
+    pub fn reserve(members: usize) -> Addresses {
+        assert!(members > 0);
+        let member = |i| Address { name: format!("m{i}"), client: free_port(), peer: free_port() };
+        Addresses { members: (0..members).map(member).collect() }
+    }
+
+    /// The value of `--initial-cluster`.
+    pub fn initial_cluster(&self) -> String {
+        let member = |a: &Address| format!("{}=http://{}", a.name, a.peer);
+        self.members.iter().map(member).collect::<Vec<_>>().join(",")
+    }
+}
+
+pub fn free_port() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Far apart for neighbouring pids, which test processes started together have.
+    let start = (std::process::id().wrapping_mul(617) % u32::from(PORT_COUNT)) as u16;
+    for _ in 0..PORT_COUNT {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORT_FIRST + (start + offset % PORT_COUNT) % PORT_COUNT;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no free port in {PORT_FIRST}..{}", PORT_FIRST + PORT_COUNT);
+}
