@@ -231,10 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn free_ports_differ_and_can_be_bound() {
-        let ports = free_ports(6).unwrap();
-        let held: Vec<_> = ports.iter().map(|port| TcpListener::bind(("127.0.0.1", *port)).unwrap()).collect();
-        assert_eq!(held.len(), 6);
+    fn free_ports_differ() {
+        let mut ports = free_ports(20).unwrap();
+        assert!(ports.iter().all(|port| PORTS.contains(port)));
+        ports.sort();
+        ports.dedup();
+        assert_eq!(ports.len(), 20);
     }
 
     #[tokio::test]

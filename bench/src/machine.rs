@@ -30,7 +30,9 @@ pub fn describe(dir: &Path) -> Result<String, Failure> {
 
 /// The type of the file system that holds `dir`. It must be on a disk, or durability costs nothing.
 fn filesystem(dir: &Path) -> Result<String, Failure> {
-    let failed = |what: String| Failure::Run(format!("cannot tell the file system of {}: {what}", dir.display()));
+    let failed = |what: String| {
+        Failure::Run(format!("cannot tell the file system of {}: {what}; give another --dir", dir.display()))
+    };
     let dir = dir.canonicalize().map_err(|error| failed(error.to_string()))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| failed(error.to_string()))?;
     match parse_filesystem(&mounts, &dir) {

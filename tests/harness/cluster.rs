@@ -4,8 +4,7 @@
 //! is healthy. When a test fails, the end of each member's log goes to stderr; with `DETCD_KEEP` set the files stay.
 use super::{
     binaries::{Kind, Peers, detcd},
-    files,
-    http,
+    files, http,
     ports::{Address, Addresses},
     process::Process,
 };

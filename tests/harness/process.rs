@@ -85,9 +85,8 @@ fn die_with_us(command: &mut Command) {
     let parent = std::process::id();
     let ask_kernel = move || {
         // SAFETY: both calls take integers only and are async-signal-safe, as required between fork and exec.
-        let orphan = unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 || libc::getppid() as u32 != parent
-        };
+        let orphan =
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 || libc::getppid() as u32 != parent };
         if orphan { Err(io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(()) }
     };
     // SAFETY: the closure allocates nothing and takes no lock.

@@ -7,11 +7,12 @@
 //! put k "two words"              sent to member 0
 //! @1 get k                       to member 1 (of one member: to that)
 //! @all endpoint health           to all
+//! @none endpoint health          to an address where nobody listens
 //! [3.6] get k --max-mod-rev 9    only with that release of etcdctl
 //! txn                            the lines after it that begin with | are its input
 //! | version("k") = "1"
 //! start w1 watch k               in the background; goes on when the server has the watcher
-//! finish w1 6                    wait until it printed 6 lines; its output is compared here
+//! finish w1 6                    it prints 6 lines on etcd; wait for as many, and compare its output here
 //! ```
 use super::{
     binaries::{Ctl, Peers},
@@ -26,6 +27,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// tcpmux, which nobody runs.
+const NOBODY: &str = "127.0.0.1:1";
 /// etcd counts its watchers here.
 const WATCHERS_METRIC: &str = "etcd_debugging_mvcc_watcher_total";
 /// A server that does not count gets this long to set up a watcher.
@@ -45,6 +48,7 @@ pub struct Step {
 pub enum Target {
     Member(usize),
     All,
+    Nobody,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +65,8 @@ pub struct Outcome {
     pub text: String,
     pub args: Vec<String>,
     pub output: Output,
+    /// How many lines the transcript says that etcd prints.
+    pub lines: Option<usize>,
 }
 
 /// Reads a transcript; the error names the line.
@@ -89,6 +95,7 @@ fn parse_step(line: usize, text: &str) -> Result<Step, String> {
     let target = match words.first().and_then(|word| word.strip_prefix('@')) {
         None => Target::Member(0),
         Some("all") => Target::All,
+        Some("none") => Target::Nobody,
         Some(number) => Target::Member(number.parse().map_err(|_| "no such member")?),
     };
     let targeted = words.first().is_some_and(|word| word.starts_with('@'));
@@ -134,10 +141,11 @@ pub fn play(steps: &[Step], peers: &Peers, ctl: Ctl, cluster: &Cluster) -> Vec<O
     for step in steps.iter().filter(|step| step.only.is_none_or(|only| only == ctl)) {
         let endpoints = match step.target {
             Target::All => cluster.endpoints(),
+            Target::Nobody => NOBODY.to_owned(),
             Target::Member(number) => cluster.members[number % cluster.members.len()].address.client.to_string(),
         };
-        let (args, output) = match &step.action {
-            Action::Run(args) => (args.clone(), etcdctl::run(peers, ctl, &endpoints, args, &step.stdin)),
+        let (args, output, lines) = match &step.action {
+            Action::Run(args) => (args.clone(), etcdctl::run(peers, ctl, &endpoints, args, &step.stdin), None),
             Action::Start { name, args } => {
                 let before = watcher_count(cluster);
                 let watcher = Background::start(peers, ctl, &endpoints, args, &step.stdin);
@@ -148,10 +156,10 @@ pub fn play(steps: &[Step], peers: &Peers, ctl: Ctl, cluster: &Cluster) -> Vec<O
             }
             Action::Finish { name, lines } => {
                 let (args, watcher) = watchers.remove(name).unwrap_or_else(|| panic!("{name} was not started"));
-                (args, watcher.finish(*lines))
+                (args, watcher.finish(*lines), Some(*lines))
             }
         };
-        outcomes.push(Outcome { line: step.line, text: step.text.clone(), args, output });
+        outcomes.push(Outcome { line: step.line, text: step.text.clone(), args, output, lines });
     }
     outcomes
 }
@@ -179,6 +187,15 @@ pub fn differences(expected: &[Outcome], got: &[Outcome]) -> Vec<String> {
 
 fn difference(expected: &Outcome, got: &Outcome) -> Option<String> {
     assert_eq!(expected.line, got.line);
+    let printed = expected.output.stdout.lines().count();
+    if expected.lines.is_some_and(|lines| lines != printed) {
+        return Some(format!(
+            "line {}: {}: etcd printed {printed} lines: the transcript is wrong, or etcd too slow\n{}",
+            expected.line,
+            expected.text,
+            indent(&expected.output.stdout)
+        ));
+    }
     let (etcd, ours) = (mask(&expected.args, &expected.output), mask(&got.args, &got.output));
     if etcd == ours {
         return None;
@@ -205,7 +222,7 @@ mod tests {
 
     fn outcome(stdout: &str, stderr: &str, code: i32) -> Outcome {
         let output = Output { stdout: stdout.to_owned(), stderr: stderr.to_owned(), code: Some(code) };
-        Outcome { line: 7, text: "get k".to_owned(), args: vec!["get".to_owned(), "k".to_owned()], output }
+        Outcome { line: 7, text: "get k".to_owned(), args: vec!["get".to_owned(), "k".to_owned()], output, lines: None }
     }
 
     #[test]
@@ -226,7 +243,8 @@ mod tests {
 
     #[test]
     fn transcripts_are_read() {
-        let text = "# no\n\n[3.6] @2 get 'a b' \"c\\n\" ''\nstart w watch k\ntxn\n| x\n|\nfinish w 3\n@all endpoint health";
+        let text =
+            "# no\n\n[3.6] @2 get 'a b' \"c\\n\" ''\nstart w watch k\ntxn\n| x\n|\nfinish w 3\n@all endpoint health";
         let steps = parse(text).unwrap();
         assert_eq!(steps.len(), 5);
         assert_eq!((steps[0].line, steps[0].only, steps[0].target), (3, Some(Ctl::V36), Target::Member(2)));

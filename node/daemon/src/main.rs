@@ -1,1 +1,102 @@
-fn main() {}
+//! `detcd`: one node as a process, in etcd's place.
+//!
+//! Flags become a [`Config`](detcd_node::config::Config), the machine's files, sockets and clock a
+//! [`Host`](detcd_node::host::Host); the rest is the node's. One thread runs everything but the log's writes (a
+//! thread of their own) and long reads (a small pool): fewer wake-ups are worth more than a second core.
+mod files;
+mod flags;
+mod host;
+mod log;
+mod net;
+mod usage;
+
+use std::{future::Future, os::unix::process::ExitStatusExt, process::ExitCode};
+
+use detcd_node::{config::ETCD_VERSION, error::ExitReason};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::flags::{Flags, Wanted};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let flags = match Flags::parse(std::env::args_os().skip(1), std::env::vars_os()) {
+        Ok(Wanted::Run(flags)) => flags,
+        Ok(Wanted::Help) => {
+            print!("{}", usage::text());
+            return ExitCode::SUCCESS;
+        }
+        Ok(Wanted::Version) => {
+            print_version();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(&error),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return fail(&format!("cannot start the runtime: {error}; check the limits on threads and files"));
+        }
+    };
+    let (reason, signal) = runtime.block_on(run(*flags));
+    // Long reads that nobody waits for any more are not worth waiting for.
+    runtime.shutdown_background();
+    match reason {
+        ExitReason::Failed(failure) => fail(&failure),
+        ExitReason::Stopped => exit_by(signal),
+    }
+}
+
+async fn run(flags: Flags) -> (ExitReason, i32) {
+    log::start(&flags.log);
+    flags.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let stop = async move {
+        let signal = terminated().await;
+        let _ = stopping.send(signal); // the run may have ended by itself
+    };
+    let reason = detcd_node::run(flags.config, host::real(), Box::pin(stop)).await;
+    (reason, stopped.await.unwrap_or(libc::SIGTERM))
+}
+
+/// Resolves to the signal that asks the process to stop.
+fn terminated() -> impl Future<Output = i32> {
+    let listen = |kind: SignalKind| signal(kind).expect("the runtime drives signals");
+    let (mut term, mut int) = (listen(SignalKind::terminate()), listen(SignalKind::interrupt()));
+    async move {
+        tokio::select! {
+            biased;
+            _ = term.recv() => libc::SIGTERM,
+            _ = int.recv() => libc::SIGINT,
+        }
+    }
+}
+
+/// One line: what, where, what to do.
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    let line = error.to_string().replace('\n', " ");
+    eprintln!("detcd: {line}");
+    ExitCode::FAILURE
+}
+
+/// Ends as etcd does: by the signal that asked for it, so that whoever waits sees that it was heeded.
+fn exit_by(signal: i32) -> ExitCode {
+    let status = std::process::ExitStatus::from_raw(signal);
+    debug_assert_eq!(status.signal(), Some(signal));
+    // SAFETY: resets a signal's action and raises it: both are defined for any signal number.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+}
+
+/// Tools read the first line; the others are there because etcd prints four.
+fn print_version() {
+    println!("etcd Version: {ETCD_VERSION}");
+    println!("Git SHA: detcd-{}", env!("CARGO_PKG_VERSION"));
+    println!("Go Version: none, this is Rust");
+    println!("Go OS/Arch: {}/{}", std::env::consts::OS, std::env::consts::ARCH);
+}

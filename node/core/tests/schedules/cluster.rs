@@ -442,6 +442,7 @@ impl Cluster {
     pub fn recover(&mut self) -> Verdict {
         let request_ticks = 5_000 / usize::from(self.setup.heartbeat_ms) + 2 * usize::from(self.setup.election_ticks);
         let enough = request_ticks + 20 * usize::from(self.setup.election_ticks);
+        self.cut.clear();
         self.calm_until(enough)?;
         let asked = self.laws.tally;
         for at in 0..self.members.len() {

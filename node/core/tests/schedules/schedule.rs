@@ -60,14 +60,14 @@ fn step() -> impl Strategy<Value = Step> {
     let member = || 0u8..60;
     let at = any::<u16>;
     let traffic = prop_oneof![
-        12 => (1u8..12).prop_map(|count| Step::Flow { count }),
+        20 => (1u8..20).prop_map(|count| Step::Flow { count }),
         6 => at().prop_map(|at| Step::Deliver { at }),
         2 => at().prop_map(|at| Step::Double { at }),
         4 => (at(), any::<bool>()).prop_map(|(at, known)| Step::Drop { at, known }),
     ];
     let time = prop_oneof![
         2 => member().prop_map(|member| Step::Tick { member }),
-        1 => Just(Step::TickAll),
+        2 => Just(Step::TickAll),
     ];
     let clients = prop_oneof![
         3 => (member(), request()).prop_map(|(member, request)| Step::Propose { member, request }),
@@ -84,11 +84,11 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (member(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
     ];
     prop_oneof![
-        24 => traffic,
-        12 => time,
-        16 => (member(), 1u8..4).prop_map(|(member, batches)| Step::Write { member, batches }),
+        30 => traffic,
+        14 => time,
+        18 => (member(), 1u8..6).prop_map(|(member, batches)| Step::Write { member, batches }),
         12 => clients,
-        4 => trouble,
+        6 => trouble,
     ]
 }
 

@@ -401,6 +401,39 @@ fn closing_with_unread_bytes_resets() {
 }
 
 #[test]
+fn bytes_that_reach_a_closed_end_reset() {
+    world(11, exact(), |bench| async move {
+        let Pair { mut near, far, .. } = pair(&bench.net).await;
+        near.write_all(b"on its way").await.unwrap();
+        drop(far);
+        assert_eq!(near.read(&mut [0; 10]).await.unwrap(), 0, "a farewell, at first");
+        bench.wait(ms(5)).await;
+        assert_eq!(near.write(b"x").await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn a_machine_delivers_what_a_closed_stream_left_to_it() {
+    for power_off in [false, true] {
+        world(11, exact(), |bench| async move {
+            let Pair { mut near, mut far, .. } = pair(&bench.net).await;
+            bench.net.cut(ip(1), ip(2));
+            far.write_all(b"last").await.unwrap();
+            drop(far);
+            if power_off {
+                bench.net.power_off(ip(1))
+            } else {
+                bench.net.kill(ip(1))
+            }
+            bench.net.heal(ip(1), ip(2));
+            let mut rest = Vec::new();
+            let read = tokio::time::timeout(ms(60_000), near.read_to_end(&mut rest)).await;
+            assert_eq!((read.is_err(), rest.len()), if power_off { (true, 0) } else { (false, 4) });
+        });
+    }
+}
+
+#[test]
 fn a_clogged_link_is_slow() {
     world(12, exact(), |bench| async move {
         let Pair { mut near, mut far, client, .. } = pair(&bench.net).await;

@@ -1,0 +1,183 @@
+//! Files and directories. The log's writes have a thread of their own, on which nothing else ever waits for a disk;
+//! everything else, which is rare, goes to the runtime's pool.
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+};
+
+use detcd_node::host::{BoxFuture, Disk, File, Open};
+use tokio::sync::oneshot;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+pub struct Files {
+    log: mpsc::Sender<Job>,
+}
+
+impl Files {
+    pub fn new() -> Files {
+        let (log, jobs) = mpsc::channel::<Job>();
+        std::thread::Builder::new()
+            .name("log".into())
+            .spawn(move || jobs.into_iter().for_each(|job| job()))
+            .expect("the system has room for one more thread");
+        Files { log }
+    }
+}
+
+/// Runs a short blocking operation off the runtime's thread.
+fn pooled<T: Send + 'static>(
+    operation: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> BoxFuture<'static, io::Result<T>> {
+    Box::pin(async move { tokio::task::spawn_blocking(operation).await.map_err(io::Error::other)? })
+}
+
+impl Disk for Files {
+    fn create_dir_all<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        let dir = dir.to_owned();
+        pooled(move || DirBuilder::new().recursive(true).mode(0o700).create(dir))
+    }
+
+    fn list<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, io::Result<Vec<String>>> {
+        let dir = dir.to_owned();
+        pooled(move || {
+            let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let mut names = names.collect::<io::Result<Vec<_>>>()?;
+            names.sort();
+            Ok(names)
+        })
+    }
+
+    fn open<'a>(&'a self, path: &'a Path, how: Open) -> BoxFuture<'a, io::Result<Arc<dyn File>>> {
+        let (path, log) = (path.to_owned(), self.log.clone());
+        pooled(move || {
+            let mut options = OpenOptions::new();
+            options.read(true).mode(0o600);
+            match how {
+                Open::Read => {}
+                Open::Write => drop(options.write(true)),
+                Open::Create => drop(options.write(true).create_new(true)),
+            }
+            let file = options.open(path)?;
+            if how != Open::Read {
+                lock(&file)?;
+            }
+            Ok(Arc::new(OpenFile { file: Arc::new(file), log }) as Arc<dyn File>)
+        })
+    }
+
+    fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        pooled(move || fs::rename(from, to))
+    }
+
+    fn remove<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        let path = path.to_owned();
+        pooled(move || fs::remove_file(path))
+    }
+
+    fn sync_dir<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        // The parent of a relative path's first part is the empty path: where we are.
+        let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
+        pooled(move || fs::File::open(dir)?.sync_all())
+    }
+}
+
+/// Takes the lock that etcd takes on its segments, so that the two keep each other out.
+fn lock(file: &fs::File) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and the kernel reads one `flock`.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EAGAIN) => Err(io::ErrorKind::WouldBlock.into()),
+            error => Err(error),
+        },
+    }
+}
+
+struct OpenFile {
+    file: Arc<fs::File>,
+    log: mpsc::Sender<Job>,
+}
+
+impl OpenFile {
+    fn run<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
+    ) -> BoxFuture<'static, io::Result<T>> {
+        let file = self.file.clone();
+        pooled(move || operation(&file))
+    }
+}
+
+impl File for OpenFile {
+    fn len(&self) -> BoxFuture<'_, io::Result<u64>> {
+        self.run(|file| Ok(file.metadata()?.len()))
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Vec<u8>>> {
+        self.run(move |file| {
+            let mut bytes = vec![0; len];
+            let mut filled = 0;
+            while filled < len {
+                match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                    Ok(0) => break,
+                    Ok(read) => filled += read,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            bytes.truncate(filled);
+            Ok(bytes)
+        })
+    }
+
+    fn write_at(&self, offset: u64, data: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
+        self.run(move |file| file.write_all_at(&data, offset))
+    }
+
+    fn set_len(&self, len: u64) -> BoxFuture<'_, io::Result<()>> {
+        self.run(move |file| file.set_len(len))
+    }
+
+    fn allocate(&self, len: u64) -> BoxFuture<'_, io::Result<()>> {
+        self.run(move |file| {
+            let length = libc::off_t::try_from(len).map_err(io::Error::other)?;
+            // SAFETY: the descriptor is open for writing; the call changes only the file.
+            match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length) } {
+                0 => Ok(()),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        })
+    }
+
+    fn sync(&self) -> BoxFuture<'_, io::Result<()>> {
+        self.run(|file| file.sync_all())
+    }
+
+    fn write_sync(&self, offset: u64, data: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
+        let (file, (done, result)) = (self.file.clone(), oneshot::channel());
+        let job: Job = Box::new(move || {
+            let written = file.write_all_at(&data, offset).and_then(|()| file.sync_data());
+            let _ = done.send(written); // whoever gave up waiting needs no answer
+        });
+        let queued = self.log.send(job);
+        Box::pin(async move {
+            queued.map_err(|_| io::Error::other("the log's thread is gone"))?;
+            result.await.map_err(|_| io::Error::other("the log's thread is gone"))?
+        })
+    }
+}

@@ -1,0 +1,283 @@
+//! etcd's flags, and the environment variables that stand for them, as a node's configuration.
+//!
+//! As in etcd: `--name value`, `--name=value` and a single dash are the same; `ETCD_NAME` is the flag `--name`; a flag
+//! given both ways is an error; an unknown `ETCD_` variable only earns a warning, since Kubernetes sets such.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    path::PathBuf,
+};
+
+use detcd_core::limits;
+use detcd_node::config::{Config, Founder, parse_url};
+use tracing::Level;
+
+use crate::{
+    log::LogOptions,
+    usage::{FLAGS, Flag, Kind},
+};
+
+#[derive(Debug)]
+pub struct Flags {
+    pub config: Config,
+    pub log: LogOptions,
+    /// For the log, once there is one.
+    pub warnings: Vec<String>,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Wanted {
+    Run(Box<Flags>),
+    Help,
+    Version,
+}
+
+type Result<T> = std::result::Result<T, String>;
+
+impl Flags {
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        env: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Wanted> {
+        let mut values = Values::default();
+        let mut args = args.into_iter().map(utf8);
+        while let Some(arg) = args.next() {
+            let arg = arg?;
+            let Some(name) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|name| !name.is_empty())
+            else {
+                return Err(format!("{arg:?} is not a flag; etcd takes flags only, see --help"));
+            };
+            match name {
+                "help" | "h" => return Ok(Wanted::Help),
+                "version" => return Ok(Wanted::Version),
+                _ => values.flag(name, &mut args)?,
+            }
+        }
+        for (key, value) in env {
+            if let (Ok(key), Ok(value)) = (utf8(key), utf8(value)) {
+                values.variable(&key, value)?;
+            }
+        }
+        values.into_flags().map(|flags| Wanted::Run(Box::new(flags)))
+    }
+}
+
+fn utf8(text: OsString) -> Result<String> {
+    text.into_string().map_err(|text| format!("{text:?} is not valid UTF-8; flags and their values must be"))
+}
+
+#[derive(Default)]
+struct Values {
+    given: BTreeMap<&'static str, String>,
+    warnings: Vec<String>,
+}
+
+fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+impl Values {
+    fn flag(&mut self, arg: &str, rest: &mut dyn Iterator<Item = Result<String>>) -> Result<()> {
+        let (name, inline) = match arg.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (arg, None),
+        };
+        let flag = find(name).ok_or_else(|| format!("unknown flag --{name}; --help lists those that there are"))?;
+        let value = match (inline, flag.kind) {
+            (Some(value), _) => value,
+            (None, Kind::Switch) => "true".to_owned(),
+            (None, _) => rest.next().ok_or_else(|| format!("--{name} needs a value: {}", flag.help))??,
+        };
+        self.given.insert(flag.name, value);
+        Ok(())
+    }
+
+    fn variable(&mut self, key: &str, value: String) -> Result<()> {
+        let Some(name) = key.strip_prefix("ETCD_") else { return Ok(()) };
+        let name = name.to_lowercase().replace('_', "-");
+        match find(&name) {
+            Some(flag) if self.given.contains_key(flag.name) => Err(format!(
+                "conflicting environment variable {key:?} is shadowed by the flag --{name}; unset one of them"
+            )),
+            Some(flag) if !value.is_empty() => {
+                self.given.insert(flag.name, value);
+                Ok(())
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.warnings.push(format!("unrecognized environment variable {key}={value}"));
+                Ok(())
+            }
+        }
+    }
+
+    fn text(&self, name: &str) -> String {
+        let flag = find(name).expect("only flags of the table are asked for");
+        self.given.get(name).cloned().unwrap_or_else(|| flag.default.to_owned())
+    }
+
+    fn number(&self, name: &str, least: u64, most: u64) -> Result<u64> {
+        let text = self.text(name);
+        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        number.ok_or_else(|| format!("--{name}={text:?} is not a number from {least} to {most}"))
+    }
+
+    fn switch(&self, name: &str) -> Result<bool> {
+        match self.text(name).as_str() {
+            "true" | "1" | "t" | "T" | "TRUE" | "True" => Ok(true),
+            "false" | "0" | "f" | "F" | "FALSE" | "False" => Ok(false),
+            other => Err(format!("--{name}={other:?} is neither true nor false")),
+        }
+    }
+
+    fn urls(&self, name: &str) -> Result<Vec<String>> {
+        let text = self.text(name);
+        let urls = text.split(',').map(|url| match parse_url(url.trim()) {
+            Some((_, false)) => Ok(url.trim().to_owned()),
+            Some((_, true)) => Err(format!("--{name}: {url} asks for TLS, which is not implemented yet; use http://")),
+            None => Err(format!("--{name}: {url:?} is not a URL such as http://127.0.0.1:2379")),
+        });
+        urls.collect()
+    }
+
+    fn addresses(&self, name: &str) -> Result<Vec<String>> {
+        let urls = self.urls(name)?;
+        Ok(urls.iter().map(|url| parse_url(url).expect("checked").0.to_owned()).collect())
+    }
+
+    fn into_flags(self) -> Result<Flags> {
+        self.refuse_unimplemented()?;
+        let given = |name| self.given.contains_key(name);
+        if given("listen-client-urls") && !given("advertise-client-urls") {
+            return Err("--listen-client-urls needs --advertise-client-urls: where others reach this member".into());
+        }
+        let name = self.text("name");
+        let data_dir = match self.text("data-dir") {
+            dir if dir.is_empty() => format!("{name}.etcd"),
+            dir => dir,
+        };
+        let wal_dir = Some(self.text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let (heartbeat_ms, election_ms) = self.timing()?;
+        let config = Config {
+            data_dir: data_dir.into(),
+            wal_dir,
+            listen_client: self.addresses("listen-client-urls")?,
+            listen_peer: self.addresses("listen-peer-urls")?,
+            advertise_client_urls: self.urls("advertise-client-urls")?,
+            advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
+            initial_cluster: self.initial_cluster(&name)?,
+            initial_cluster_token: self.text("initial-cluster-token"),
+            heartbeat_ms,
+            election_ms,
+            request_bytes_max: self.number("max-request-bytes", 1, limits::GRPC_MESSAGE_BYTES_MAX as u64)? as usize,
+            txn_ops_max: self.number("max-txn-ops", 1, 1 << 20)? as usize,
+            watch_progress_ms: self.progress_interval()?,
+            segment_bytes: limits::SEGMENT_BYTES,
+            name,
+        };
+        let log = self.log()?;
+        Ok(Flags { config, log, warnings: self.warnings })
+    }
+
+    fn timing(&self) -> Result<(u64, u64)> {
+        let heartbeat = self.number("heartbeat-interval", 1, 50_000)?;
+        let election = self.number("election-timeout", 1, 50_000)?;
+        if election < 5 * heartbeat {
+            return Err(format!(
+                "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]"
+            ));
+        }
+        Ok((heartbeat, election))
+    }
+
+    fn initial_cluster(&self, name: &str) -> Result<Vec<Founder>> {
+        let text = match self.given.get("initial-cluster") {
+            Some(text) => text.clone(),
+            None => {
+                let own = self.urls("initial-advertise-peer-urls")?;
+                own.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",")
+            }
+        };
+        let mut founders: Vec<Founder> = Vec::new();
+        for part in text.split(',') {
+            let parsed = part.trim().split_once('=').filter(|(_, url)| parse_url(url).is_some());
+            let (name, url) = parsed
+                .ok_or_else(|| format!("--initial-cluster: {part:?} is not of the form name=http://host:port"))?;
+            match founders.iter_mut().find(|founder| founder.name == name) {
+                Some(founder) => founder.peer_urls.push(url.to_owned()),
+                None => founders.push(Founder { name: name.to_owned(), peer_urls: vec![url.to_owned()] }),
+            }
+        }
+        founders.iter_mut().for_each(|founder| founder.peer_urls.sort());
+        let urls: Vec<_> = founders.iter().flat_map(|founder| &founder.peer_urls).collect();
+        let distinct: BTreeSet<_> = urls.iter().collect();
+        if distinct.len() < urls.len() {
+            return Err(format!("--initial-cluster={text} gives one URL twice; each belongs to one member"));
+        }
+        Ok(founders)
+    }
+
+    fn progress_interval(&self) -> Result<u64> {
+        let text = self.text("watch-progress-notify-interval");
+        let wrong =
+            || format!("--watch-progress-notify-interval={text:?} is not a time such as 5s or 10m, 100ms at least");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(factor).filter(|ms| *ms >= 100).ok_or_else(wrong)
+    }
+
+    fn log(&self) -> Result<LogOptions> {
+        let level = match self.text("log-level").as_str() {
+            "debug" => Level::DEBUG,
+            "info" => Level::INFO,
+            "warn" => Level::WARN,
+            "error" | "panic" | "fatal" => Level::ERROR,
+            other => return Err(format!("--log-level={other:?} is none of debug, info, warn, error, panic, fatal")),
+        };
+        let json = match self.text("log-format").as_str() {
+            "json" => true,
+            "console" => false,
+            other => return Err(format!("--log-format={other:?} is neither json nor console")),
+        };
+        let stdout = match self.text("log-outputs").as_str() {
+            "default" | "stderr" => false,
+            "stdout" => true,
+            other => {
+                return Err(format!("--log-outputs={other:?}: only default, stderr and stdout are implemented yet"));
+            }
+        };
+        match self.text("logger").as_str() {
+            "zap" => Ok(LogOptions { level, json, stdout }),
+            other => Err(format!("--logger={other:?}: as in etcd, only zap is accepted")),
+        }
+    }
+
+    /// Flags that are known but not obeyed yet may say what is true anyway, and nothing else.
+    fn refuse_unimplemented(&self) -> Result<()> {
+        match self.text("initial-cluster-state").as_str() {
+            "new" => {}
+            "existing" => {
+                return Err("--initial-cluster-state=existing: joining a cluster is not implemented yet".into());
+            }
+            other => return Err(format!("--initial-cluster-state={other:?} is neither new nor existing")),
+        }
+        for name in ["pre-vote", "strict-reconfig-check"] {
+            if !self.switch(name)? {
+                return Err(format!("--{name}=false is not implemented: it is always on"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
