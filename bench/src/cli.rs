@@ -88,7 +88,12 @@ struct LoadArguments {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: Option<u32>,
     /// How long to measure
-    #[arg(long, default_value_t = 5, conflicts_with = "total", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(
+        long,
+        default_value_t = 5,
+        conflicts_with = "total",
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
     seconds: u64,
     /// Measure exactly so many calls instead
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
@@ -150,7 +155,12 @@ struct CompareArguments {
 #[derive(Args)]
 struct DataArguments {
     /// Bytes of a value
-    #[arg(long, default_value_t = 256, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    #[arg(
+        long,
+        default_value_t = 256,
+        value_name = "BYTES",
+        value_parser = clap::value_parser!(u32).range(1..=1_048_576)
+    )]
     value_size: u32,
     /// How many keys there are
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]

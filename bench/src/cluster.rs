@@ -62,7 +62,7 @@ impl Cluster {
         self.members.iter_mut().try_for_each(Member::check_running)
     }
 
-    /// Stops all members, gently at first.
+    /// Asks the members to stop; those that do not in time are killed.
     pub async fn stop(mut self) -> Result<(), Failure> {
         self.check_running()?;
         for member in &self.members {
@@ -71,8 +71,7 @@ impl Cluster {
         }
         let deadline = Instant::now() + STOPPED_WITHIN;
         while Instant::now() < deadline {
-            let running = self.members.iter_mut().filter_map(|member| member.exit_status().is_none().then_some(()));
-            if running.count() == 0 {
+            if self.members.iter_mut().all(|member| member.exit_status().is_some()) {
                 break;
             }
             tokio::time::sleep(POLL).await;

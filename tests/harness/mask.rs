@@ -13,7 +13,7 @@ const EVERYWHERE: &[(&str, &str)] = &[
     (r#""raft_term":\d+"#, r#""raft_term":TERM"#),
     (r#""RaftTerm" : \d+"#, r#""RaftTerm" : TERM"#),
     // etcdctl's own log lines on stderr.
-    (r#""ts":"[^"]+""#, r#""ts":TIME"#),
+    (r#""ts":("[^"]+"|[0-9.]+)"#, r#""ts":TIME"#),
     (r"etcd-endpoints://0x[0-9a-f]+/", "etcd-endpoints://POINTER/"),
     (r"LocalAddr: '[^']+'", "LocalAddr: PORT"),
 ];

@@ -11,12 +11,13 @@
 //! [3.6] get k --max-mod-rev 9    only with that release of etcdctl
 //! txn                            the lines after it that begin with | are its input
 //! | version("k") = "1"
+//! settle                         wait until every member's storage has the cluster's version, which takes etcd seconds
 //! start w1 watch k               in the background; goes on when the server has the watcher
 //! finish w1 6                    it prints 6 lines on etcd; wait for as many, and compare its output here
 //! ```
 use super::{
     binaries::{Ctl, Peers},
-    cluster::Cluster,
+    cluster::{Cluster, Member},
     etcdctl::{self, Background, Output},
     http,
     mask::mask,
@@ -33,6 +34,8 @@ const NOBODY: &str = "127.0.0.1:1";
 const WATCHERS_METRIC: &str = "etcd_debugging_mvcc_watcher_total";
 /// A server that does not count gets this long to set up a watcher.
 const WATCHER_BOUND: Duration = Duration::from_secs(3);
+/// etcd looks every 4 s whether its storage's version is due.
+const SETTLE_BOUND: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -54,6 +57,7 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Run(Vec<String>),
+    Settle,
     Start { name: String, args: Vec<String> },
     Finish { name: String, lines: usize },
 }
@@ -102,6 +106,7 @@ fn parse_step(line: usize, text: &str) -> Result<Step, String> {
     words.drain(..usize::from(targeted));
     let action = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => return Err("no command".to_owned()),
+        ["settle"] => Action::Settle,
         ["start", name, _, ..] => Action::Start { name: name.to_owned(), args: words.split_off(2) },
         ["finish", name, lines] => {
             Action::Finish { name: name.to_owned(), lines: lines.parse().map_err(|_| "not a number of lines")? }
@@ -146,6 +151,10 @@ pub fn play(steps: &[Step], peers: &Peers, ctl: Ctl, cluster: &Cluster) -> Vec<O
         };
         let (args, output, lines) = match &step.action {
             Action::Run(args) => (args.clone(), etcdctl::run(peers, ctl, &endpoints, args, &step.stdin), None),
+            Action::Settle => {
+                cluster.members.iter().for_each(await_settled);
+                continue;
+            }
             Action::Start { name, args } => {
                 let before = watcher_count(cluster);
                 let watcher = Background::start(peers, ctl, &endpoints, args, &step.stdin);
@@ -162,6 +171,19 @@ pub fn play(steps: &[Step], peers: &Peers, ctl: Ctl, cluster: &Cluster) -> Vec<O
         outcomes.push(Outcome { line: step.line, text: step.text.clone(), args, output, lines });
     }
     outcomes
+}
+
+/// A server that never settles says so itself, in `endpoint status`.
+fn await_settled(member: &Member) {
+    let start = Instant::now();
+    let settled = || {
+        let body = http::get(member.address.client, "/version").ok()?.body;
+        let version: serde_json::Value = serde_json::from_str(&body).ok()?;
+        Some(version["etcdcluster"] == version["storage"])
+    };
+    while settled() != Some(true) && start.elapsed() < SETTLE_BOUND {
+        sleep(Duration::from_millis(50));
+    }
 }
 
 fn watcher_count(cluster: &Cluster) -> Option<f64> {
@@ -188,13 +210,16 @@ pub fn differences(expected: &[Outcome], got: &[Outcome]) -> Vec<String> {
 fn difference(expected: &Outcome, got: &Outcome) -> Option<String> {
     assert_eq!(expected.line, got.line);
     let printed = expected.output.stdout.lines().count();
-    if expected.lines.is_some_and(|lines| lines != printed) {
-        return Some(format!(
-            "line {}: {}: etcd printed {printed} lines: the transcript is wrong, or etcd too slow\n{}",
-            expected.line,
-            expected.text,
-            indent(&expected.output.stdout)
-        ));
+    let wrong = match expected.lines {
+        Some(lines) if lines != printed => format!("etcd printed {printed} lines: the number is wrong, or etcd slow"),
+        None if expected.output.code.is_none() => {
+            "beside etcd, etcdctl did not end: it needs start and finish".to_owned()
+        }
+        _ => String::new(),
+    };
+    if !wrong.is_empty() {
+        let (line, text) = (expected.line, &expected.text);
+        return Some(format!("line {line}: {text}: {wrong}\n{}", indent(&expected.output.stdout)));
     }
     let (etcd, ours) = (mask(&expected.args, &expected.output), mask(&got.args, &got.output));
     if etcd == ours {

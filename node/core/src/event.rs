@@ -3,7 +3,7 @@
 //! Laws, triggers, metrics and logs feed on these. A fact is noted when it is true, in the order in which it became so.
 use crate::types::{Digest, Index, MemberId, PersistId, RequestId, Revision, Term, TraceId};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     Follower,
     PreCandidate,
@@ -11,7 +11,7 @@ pub enum Role {
     Leader,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NodeEvent {
     /// The node read its log back and is about to take part.
     Recovered {

@@ -39,7 +39,8 @@ impl ElectionTimer {
             self.seen = now;
             self.draws += 1;
         }
-        let drawn = mix(mix(self.seed ^ self.id.0) ^ mix(raft.term) ^ self.draws);
+        // Mixed apart: seeds that differ as the ids do must not make two members draw alike for ever.
+        let drawn = mix(mix(self.seed ^ mix(self.id.0)) ^ mix(raft.term) ^ self.draws);
         raft.set_randomized_election_timeout(self.election + (drawn % self.election as u64) as usize);
     }
 }

@@ -23,6 +23,8 @@ use crate::{
 const FLYING_MAX: usize = 300;
 /// The largest command, in bytes: small, so that some are too large.
 const REQUEST_BYTES_MAX: usize = 200;
+/// The number of whichever member leads, as far as one does.
+pub const LEADER: u8 = u8::MAX;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
@@ -216,7 +218,10 @@ impl Cluster {
     }
 
     pub fn step(&mut self, step: Step) -> Verdict {
-        let member = |number: u8| usize::from(number) % self.members.len();
+        let member = |number: u8| match number {
+            LEADER => self.leader(),
+            number => usize::from(number) % self.members.len(),
+        };
         let message = |at: u16| usize::from(at) % self.flying.len().max(1);
         match step {
             Step::Tick { member: number } => self.tick(member(number)),
@@ -260,6 +265,15 @@ impl Cluster {
             }
             Step::Calm { ticks } => self.calm(usize::from(ticks)),
         }
+    }
+
+    /// Of those who lead or believe they do, the one of the latest term.
+    fn leader(&self) -> usize {
+        let term = |at: &usize| {
+            let status = self.members[*at].replica.as_ref().map(Replica::status);
+            status.filter(|status| status.leader == id(*at)).map(|status| status.term)
+        };
+        (0..self.members.len()).max_by_key(term).expect("there are members")
     }
 
     fn tick(&mut self, at: usize) -> Verdict {
@@ -442,7 +456,6 @@ impl Cluster {
     pub fn recover(&mut self) -> Verdict {
         let request_ticks = 5_000 / usize::from(self.setup.heartbeat_ms) + 2 * usize::from(self.setup.election_ticks);
         let enough = request_ticks + 20 * usize::from(self.setup.election_ticks);
-        self.cut.clear();
         self.calm_until(enough)?;
         let asked = self.laws.tally;
         for at in 0..self.members.len() {
@@ -458,10 +471,10 @@ impl Cluster {
 
     fn calm_until(&mut self, enough: usize) -> Verdict {
         for _ in 0..enough {
+            self.calm(1)?;
             if self.laws.all_answered() && self.at_rest().is_ok() {
                 break;
             }
-            self.calm(1)?;
         }
         let rest = self.at_rest();
         self.laws.require_recovered(rest.is_ok(), || rest.unwrap_err())

@@ -3,10 +3,11 @@
 //! every step the [laws](laws::Law) are looked at, and at the end everything is healed and must recover.
 //!
 //! A failing schedule is printed as small as it could be made, in a form to paste into `regressions.rs`.
-//! `DETCD_SCHEDULES` says how many to run, `PROPTEST_RNG_SEED` which:
+//! 2,000 schedules take about 20 s without optimisation; `DETCD_SCHEDULES` is how many to run instead,
+//! `PROPTEST_RNG_SEED` which:
 //!
 //! ```text
-//! DETCD_SCHEDULES=2000 PROPTEST_RNG_SEED=7 cargo test -p detcd-core --test schedules
+//! DETCD_SCHEDULES=50000 PROPTEST_RNG_SEED=7 cargo test -p detcd-core --test schedules every
 //! ```
 mod cluster;
 #[path = "../disk/mod.rs"]
@@ -17,7 +18,10 @@ mod schedule;
 
 use std::cell::Cell;
 
-use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::{Config, TestCaseError, TestError, TestRunner},
+};
 
 use self::{
     laws::Tally,
@@ -26,8 +30,7 @@ use self::{
 
 /// The length of a schedule, in steps.
 const STEPS: usize = 500;
-/// What a build without optimisation runs in half a minute; the full number is 2,000.
-const SCHEDULES: u32 = 300;
+const SCHEDULES: u32 = 2_000;
 
 fn config(cases: u32) -> Config {
     Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() }
@@ -47,26 +50,29 @@ fn every_schedule_keeps_the_laws() {
         Err(TestError::Fail(why, schedule)) => panic!("{why}\n{schedule:?}"),
         Err(TestError::Abort(why)) => panic!("{why}"),
     }
-    // Had less than this happened in an average schedule, it would have tested little.
     let (total, cases) = (total.get(), cases as usize);
     println!("{cases} schedules: {total:?}");
+    // Had less than this happened in ten schedules, they would have tested little.
     let enough = [
-        (total.leaders, 5),
-        (total.committed, 30),
-        (total.truncated, 1),
-        (total.acknowledged, 10),
-        (total.reads_served, 10),
-        (total.starts, 8),
+        (total.leaders, 30),
+        (total.committed, 250),
+        (total.truncated, 4),
+        (total.acknowledged, 150),
+        (total.reads_served, 120),
+        (total.starts, 80),
+        (total.stalls, 3),
     ];
-    assert!(enough.iter().all(|(seen, least)| *seen >= least * cases), "too little happened: {total:?}");
+    let little = enough.iter().any(|(seen, least)| seen * 10 < least * cases);
+    assert!(!little || cases < 100, "too little happened: {total:?}");
 }
 
 #[test]
-fn debug_one() {
-    use cluster::{Setup, Request::*, Step::*};
-    let schedule = Schedule { setup: Setup { members: 3, election_ticks: 2, heartbeat_ms: 500, seed: 13428912955091308628 }, steps: vec![Tick { member: 19 }, Calm { ticks: 3 }, Isolate { member: 29 }] };
-    let mut cluster = cluster::Cluster::new(schedule.setup, None, Vec::new());
-    cluster.trace = Some(Vec::new());
-    let verdict = schedule.steps.iter().try_for_each(|step| {cluster.trace.as_mut().unwrap().push(format!("--- {step:?}")); cluster.step(*step)});
-    let x = cluster.recover();for line in cluster.trace.unwrap() { println!("{line}"); } panic!("{verdict:?} {x:?}");
+fn the_same_schedule_gives_the_same_outputs() {
+    let mut runner = TestRunner::new(config(0));
+    for _ in 0..10 {
+        let schedule = Schedules(STEPS).new_tree(&mut runner).expect("nothing is filtered").current();
+        let (first, second) = (schedule.trace(), schedule.trace());
+        let same = first.iter().zip(&second).take_while(|(first, second)| first == second).count();
+        assert_eq!(first.get(same), second.get(same), "{schedule:?}");
+    }
 }

@@ -6,7 +6,7 @@ use proptest::{
 };
 
 use crate::{
-    cluster::{Cluster, Plant, Request, Setup, Step},
+    cluster::{Cluster, LEADER, Plant, Request, Setup, Step},
     laws::{Law, Tally, Violation},
 };
 
@@ -36,7 +36,7 @@ impl Schedule {
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    (3u8..=5, 2u8..=6, prop_oneof![Just(100), Just(250), Just(500)], any::<u64>())
+    (3u8..=5, 2u8..=4, prop_oneof![Just(100), Just(250), Just(500)], any::<u64>())
         .prop_map(|(members, election_ticks, heartbeat_ms, seed)| Setup { members, election_ticks, heartbeat_ms, seed })
 }
 
@@ -56,11 +56,26 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+/// How often what happens. Every schedule has its own temper: one is all crashes, another all delay.
+#[derive(Debug, Clone, Copy)]
+struct Temper {
+    traffic: u32,
+    time: u32,
+    writes: u32,
+    clients: u32,
+    trouble: u32,
+}
+
+fn temper() -> impl Strategy<Value = Temper> {
+    (10u32..60, 5u32..40, 5u32..50, 5u32..25, 1u32..20)
+        .prop_map(|(traffic, time, writes, clients, trouble)| Temper { traffic, time, writes, clients, trouble })
+}
+
+fn step(temper: Temper) -> impl Strategy<Value = Step> {
     let member = || 0u8..60;
     let at = any::<u16>;
     let traffic = prop_oneof![
-        20 => (1u8..20).prop_map(|count| Step::Flow { count }),
+        20 => (1u8..40).prop_map(|count| Step::Flow { count }),
         6 => at().prop_map(|at| Step::Deliver { at }),
         2 => at().prop_map(|at| Step::Double { at }),
         4 => (at(), any::<bool>()).prop_map(|(at, known)| Step::Drop { at, known }),
@@ -70,25 +85,26 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::TickAll),
     ];
     let clients = prop_oneof![
-        3 => (member(), request()).prop_map(|(member, request)| Step::Propose { member, request }),
+        3 => (prop_oneof![2 => member(), 1 => Just(LEADER)], request()).prop_map(|(member, request)| Step::Propose { member, request }),
         2 => member().prop_map(|member| Step::Read { member }),
     ];
+    let victim = || prop_oneof![member(), Just(LEADER)];
     let trouble = prop_oneof![
-        4 => (member(), any::<bool>(), 0u8..4, 0u8..3)
+        6 => (victim(), any::<bool>(), 0u8..4, 0u8..3)
             .prop_map(|(member, polite, survived, torn)| Step::Crash { member, polite, survived, torn }),
         10 => member().prop_map(|member| Step::Restart { member }),
-        2 => member().prop_map(|member| Step::Isolate { member }),
-        2 => (member(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
+        4 => victim().prop_map(|member| Step::Isolate { member }),
+        3 => (victim(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
         4 => Just(Step::Join),
         3 => (1u8..5).prop_map(|ticks| Step::Calm { ticks }),
         4 => (member(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
     ];
     prop_oneof![
-        30 => traffic,
-        14 => time,
-        18 => (member(), 1u8..6).prop_map(|(member, batches)| Step::Write { member, batches }),
-        12 => clients,
-        6 => trouble,
+        temper.traffic => traffic,
+        temper.time => time,
+        temper.writes => (member(), 1u8..6).prop_map(|(member, batches)| Step::Write { member, batches }),
+        temper.clients => clients,
+        temper.trouble => trouble,
     ]
 }
 
@@ -101,7 +117,8 @@ impl Strategy for Schedules {
     type Value = Schedule;
 
     fn new_tree(&self, runner: &mut TestRunner) -> NewTree<Self> {
-        let (step, setup) = (step(), setup().new_tree(runner)?.current());
+        let setup = setup().new_tree(runner)?.current();
+        let step = step(temper().new_tree(runner)?.current());
         let steps = (0..self.0).map(|_| Ok(step.new_tree(runner)?.current()));
         let steps: Vec<_> = steps.collect::<Result<_, proptest::test_runner::Reason>>()?;
         let chunk = steps.len().div_ceil(2).max(1);

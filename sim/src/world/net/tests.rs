@@ -303,6 +303,36 @@ fn no_wake_is_missed() {
     }
 }
 
+/// Wakers lead to tasks, tasks to streams, streams to wakers: a killed node must break the circle.
+#[test]
+fn nothing_is_left_of_dead_nodes() {
+    world(7, exact(), |bench| async move {
+        let handle = madsim::runtime::Handle::current();
+        let nodes = [1, 2].map(|number| {
+            let (net, node) = (bench.net.clone(), handle.create_node().build());
+            node.spawn(async move {
+                let process = net.host(ip(number));
+                let mut stream = if number == 1 {
+                    accept(&mut process.listen(Role::Peer, PORT).await.unwrap()).await
+                } else {
+                    madsim::time::sleep(ms(1)).await;
+                    process.connect(Role::Peer, PORT).await.unwrap()
+                };
+                stream.read_u8().await.unwrap();
+            });
+            node.id()
+        });
+        bench.wait(ms(100)).await;
+        assert_eq!(bench.net.connections(), 1);
+        for (number, node) in (1..).zip(nodes) {
+            bench.net.kill(ip(number));
+            handle.kill(node);
+        }
+        bench.wait(ms(1)).await;
+        assert_eq!((bench.net.connections(), Arc::strong_count(&bench.net.0)), (0, 1));
+    });
+}
+
 /// Random streams over a random network; returns the hash of all that was observed.
 fn traffic(seed: u64) -> u64 {
     let link = LinkParams { latency: Delay::new(100, 1_000), loss_ppm: 30_000, bytes_per_us: 50 };

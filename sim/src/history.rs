@@ -1,0 +1,163 @@
+//! What happened in a run: one ordered stream of events, from the clients, the nodes and the nemesis.
+//!
+//! Laws observe it as it grows; reports and checkers read it afterwards. Requests and answers are written here in the
+//! simulator's own words, not in the node's, so that a law never depends on what it judges.
+use std::{fmt, sync::Arc};
+
+use detcd_core::event::NodeEvent;
+
+/// Nanoseconds of simulated time since the run began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Nanos(pub u64);
+
+impl fmt::Display for Nanos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.6}s", self.0 as f64 / 1e9)
+    }
+}
+
+/// A node's place in the cluster, counting from 1. Survives restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeNumber(pub usize);
+
+impl fmt::Display for NodeNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "n{}", self.0)
+    }
+}
+
+/// One call of one client, counting from 1 over the run. Travels with the request as its trace id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpId(pub u64);
+
+pub type Text = Arc<str>;
+
+/// From `start` on, before `end`; without an end it is the one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    pub start: Text,
+    pub end: Option<Text>,
+}
+
+impl Keys {
+    pub fn contains(&self, key: &str) -> bool {
+        match &self.end {
+            None => key == &*self.start,
+            Some(end) => key >= &*self.start && key < &**end,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    Put { key: Text, value: Text, previous: bool },
+    /// `revision` 0 is now; `limit` 0 is none.
+    Range { keys: Keys, revision: i64, limit: i64, serializable: bool, keys_only: bool, count_only: bool },
+    Delete { keys: Keys, previous: bool },
+    /// If the key's value is `expected` (`None`: if it does not exist), put `new`; otherwise read the key.
+    CompareAndSet { key: Text, expected: Option<Text>, new: Text },
+}
+
+impl Request {
+    /// Whether it can change the store.
+    pub fn writes(&self) -> bool {
+        !matches!(self, Request::Range { .. })
+    }
+}
+
+/// A version of a key, as a client sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: Text,
+    pub value: Text,
+    pub created: i64,
+    pub modified: i64,
+    pub version: i64,
+}
+
+/// What a successful answer says: who answered, the store's revision there, and the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub member: u64,
+    pub revision: i64,
+    pub term: u64,
+    pub body: Body,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    Put { previous: Option<KeyValue> },
+    Range { kvs: Vec<KeyValue>, count: i64, more: bool },
+    Delete { deleted: i64, previous: Vec<KeyValue> },
+    /// `read` is what the key held, if the comparison failed and it existed.
+    CompareAndSet { succeeded: bool, read: Option<KeyValue> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Ok(Answer),
+    /// It certainly never takes effect: refused before it was proposed, or refused for good.
+    Failed(String),
+    /// It may have taken effect, or may still: time-outs and broken connections.
+    Unknown(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchedEvent {
+    /// A deletion has an empty value, and 0 for `created` and `version`.
+    pub kv: KeyValue,
+    pub deleted: bool,
+    pub previous: Option<KeyValue>,
+}
+
+/// A watcher lives through many watches: when one ends it resumes where it was, at any member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WatcherId(pub u64);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Watched {
+    /// The watcher asks `node` for everything from `start` on (0: from now on).
+    Asked { node: NodeNumber, keys: Keys, start: i64, previous: bool },
+    /// The server made the watch at this revision.
+    Created { revision: i64 },
+    /// One response: all events of one or more revisions. `revision` is the header's.
+    Events { revision: i64, events: Vec<WatchedEvent> },
+    /// Everything up to this revision has been sent.
+    Progress { revision: i64 },
+    /// The watch is over; the watcher asks again. `compacted` is set if the server says that history is gone.
+    Ended { reason: String, compacted: i64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Faults happen; nothing wrong may be answered.
+    Safety,
+    /// Faults are over, and a quorum is well: the cluster must recover.
+    Recovery,
+    /// The run is over: everything that will happen has.
+    Over,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A client calls `node`.
+    Call { op: OpId, client: u64, node: NodeNumber, request: Request },
+    Return { op: OpId, outcome: Outcome },
+    Watch { watcher: WatcherId, what: Watched },
+    Node { node: NodeNumber, event: NodeEvent },
+    /// A node's process was started; `member` is its id in the cluster.
+    Started { node: NodeNumber, member: u64 },
+    /// A node's process was killed, and whether its machine lost power.
+    Killed { node: NodeNumber, power_loss: bool },
+    /// A fault begins or ends. `fault` names it in a few words, the same at both.
+    Fault { fault: Text, on: bool },
+    Phase(Phase),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stamped {
+    pub at: Nanos,
+    /// Counts all events of the run.
+    pub sequence: u64,
+    pub event: Event,
+}

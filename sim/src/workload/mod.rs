@@ -1,0 +1,64 @@
+//! Seeded clients over the real gRPC client.
+mod channel;
+mod client;
+mod watcher;
+
+use std::sync::Arc;
+
+pub use self::{channel::Channel, client::Client, watcher::Watcher};
+use crate::history::{NodeNumber, Text};
+
+/// What the clients of a run do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkloadOptions {
+    pub clients: u64,
+    pub watchers: u64,
+    pub keys: u64,
+    /// Of all clients together, in simulated time.
+    pub ops_per_second: f64,
+    pub mix: Mix,
+    /// How long a client waits for an answer, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// Weights of the operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mix {
+    pub put: u32,
+    pub get: u32,
+    pub range: u32,
+    pub delete: u32,
+    pub compare_and_set: u32,
+    /// Of gets and ranges.
+    pub serializable_percent: u32,
+}
+
+fn key(number: u64) -> Text {
+    Arc::from(format!("k{number}"))
+}
+
+/// Behind the last key that there can be.
+fn keys_end() -> Text {
+    Arc::from("l")
+}
+
+/// Walks through the nodes in an order of its own.
+#[derive(Debug, Clone)]
+struct Endpoints {
+    nodes: usize,
+    current: usize,
+}
+
+impl Endpoints {
+    fn new(nodes: usize, start: u64) -> Endpoints {
+        Endpoints { nodes, current: (start % nodes as u64) as usize }
+    }
+
+    fn current(&self) -> NodeNumber {
+        NodeNumber(self.current + 1)
+    }
+
+    fn next(&mut self) {
+        self.current = (self.current + 1) % self.nodes;
+    }
+}

@@ -1,0 +1,69 @@
+//! The simulated world: the other of the two places that build a [`Host`].
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use detcd_node::{
+    event::NodeEvent,
+    host::{Clock, Host, Probe, Sleep},
+};
+
+use super::{clock::SimClock, disk::SimDisk, net::SimNet, recorder::Recorder};
+use crate::{history::NodeNumber, seed::Seed};
+
+/// One machine of the cluster. What is in here outlives the processes that run on it.
+#[derive(Clone)]
+pub struct Machine {
+    pub number: NodeNumber,
+    pub ip: IpAddr,
+    pub disk: SimDisk,
+    pub clock: SimClock,
+    pub net: SimNet,
+    pub recorder: Recorder,
+    pub seed: Seed,
+}
+
+impl Machine {
+    /// A process's world. Whatever an earlier process of this machine holds is dead from here on.
+    pub fn host(&self, incarnation: u64) -> Host {
+        Host {
+            disk: self.disk.fresh(),
+            net: self.net.host(self.ip),
+            clock: Arc::new(ObservedClock { machine: self.clone() }),
+            probe: Arc::new(NodeProbe { recorder: self.recorder.clone(), node: self.number }),
+            seed: self.seed.child("process", incarnation).0,
+        }
+    }
+}
+
+struct NodeProbe {
+    recorder: Recorder,
+    node: NodeNumber,
+}
+
+impl Probe for NodeProbe {
+    fn note(&self, event: NodeEvent) {
+        self.recorder.node(self.node, event);
+    }
+}
+
+/// The machine's clock; what a process reads off it is recorded.
+struct ObservedClock {
+    machine: Machine,
+}
+
+impl Clock for ObservedClock {
+    fn now(&self) -> Duration {
+        let now = self.machine.clock.now();
+        self.machine.recorder.time_read(self.machine.number, now.as_nanos() as u64);
+        now
+    }
+
+    fn wall(&self) -> Duration {
+        let now = self.machine.clock.wall();
+        self.machine.recorder.time_read(self.machine.number, now.as_nanos() as u64);
+        now
+    }
+
+    fn sleep(&self, time: Duration) -> Sleep {
+        self.machine.clock.sleep(time)
+    }
+}

@@ -1,0 +1,7 @@
+//! A cluster on the simulated machine: disks, network, clocks, processes.
+pub mod clock;
+pub mod cluster;
+pub mod disk;
+pub mod host;
+pub mod net;
+pub mod recorder;

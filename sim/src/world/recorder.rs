@@ -1,0 +1,185 @@
+//! Sees everything: every byte at the seam goes into the run's hash, every event into the history and to the laws.
+//!
+//! The hash rolls over each thing that happens, with its time: two runs with the same hash did the same. At every
+//! checkpoint one draw of the executor's generator goes in too, which fingerprints the order in which tasks ran.
+use std::{
+    fmt::{Debug, Write as _},
+    fs::File,
+    hash::{Hash, Hasher},
+    io::{BufWriter, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use detcd_core::event::NodeEvent;
+use parking_lot::Mutex;
+
+use super::{
+    clock::SimTime,
+    disk::{DiskObserver, DiskOp},
+    net::{NetObserver, NetOp},
+};
+use crate::{
+    history::{Event, Nanos, NodeNumber, Stamped},
+    oracle::Judge,
+};
+
+/// Events between two draws of the executor's generator.
+const CHECKPOINT_EVENTS: u64 = 1_000;
+
+/// Simulated nanoseconds of the run under way, for the watchdog outside of the simulation.
+pub static SIMULATED: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Clone)]
+pub struct Recorder(Arc<Mutex<Record>>);
+
+pub struct Record {
+    time: SimTime,
+    hash: RollingHash,
+    seam_events: u64,
+    next_checkpoint: u64,
+    pub history: Vec<Stamped>,
+    pub judge: Judge,
+    trace: Option<BufWriter<File>>,
+}
+
+impl Recorder {
+    /// `trace` gets a line for every event that goes into the hash.
+    pub fn new(time: SimTime, judge: Judge, trace: Option<File>) -> Recorder {
+        Recorder(Arc::new(Mutex::new(Record {
+            time,
+            hash: RollingHash(0xcbf2_9ce4_8422_2325),
+            seam_events: 0,
+            next_checkpoint: CHECKPOINT_EVENTS,
+            history: Vec::new(),
+            judge,
+            trace: trace.map(BufWriter::new),
+        })))
+    }
+
+    /// Adds an event to the history.
+    pub fn record(&self, event: Event) {
+        let mut record = self.0.lock();
+        let at = record.now();
+        match &event {
+            Event::Node { node, event } => record.seam("node", node.0 as u64, event),
+            Event::Call { op, client, .. } => record.seam("call", op.0, client),
+            Event::Return { op, .. } => record.seam("return", op.0, &()),
+            Event::Watch { watcher, .. } => record.seam("watch", watcher.0, &()),
+            Event::Started { node, .. } => record.seam("started", node.0 as u64, &()),
+            Event::Killed { node, power_loss } => record.seam("killed", node.0 as u64, power_loss),
+            Event::Fault { fault, on } => record.seam("fault", u64::from(*on), &**fault),
+            Event::Phase(phase) => record.seam("phase", *phase as u64, &()),
+        }
+        let sequence = record.history.len() as u64;
+        let stamped = Stamped { at, sequence, event };
+        record.judge.observe(&stamped);
+        record.history.push(stamped);
+    }
+
+    pub fn node(&self, node: NodeNumber, event: NodeEvent) {
+        self.record(Event::Node { node, event });
+    }
+
+    /// What a node read off a clock is an event too: with it a run is explained by its inputs.
+    pub fn time_read(&self, node: NodeNumber, nanos: u64) {
+        self.0.lock().seam("time", node.0 as u64, &nanos);
+    }
+
+    pub fn with<R>(&self, f: impl FnOnce(&mut Record) -> R) -> R {
+        f(&mut self.0.lock())
+    }
+
+    /// The run's hash so far, and how many events are in it.
+    pub fn hash(&self) -> (u64, u64) {
+        let record = self.0.lock();
+        (record.hash.0, record.seam_events)
+    }
+
+    pub fn flush(&self) {
+        if let Some(trace) = &mut self.0.lock().trace {
+            trace.flush().expect("the trace file can be written");
+        }
+    }
+}
+
+impl Record {
+    fn now(&self) -> Nanos {
+        let now = self.time.now().as_nanos() as u64;
+        SIMULATED.store(now, Relaxed);
+        Nanos(now)
+    }
+
+    fn seam<T: Hash + Debug + ?Sized>(&mut self, kind: &'static str, number: u64, what: &T) {
+        let now = self.now();
+        self.seam_events += 1;
+        self.hash.write_u64(now.0);
+        self.hash.write_u64(kind.len() as u64 ^ (kind.as_bytes()[0] as u64) << 8 ^ number << 16);
+        what.hash(&mut self.hash);
+        if let Some(trace) = &mut self.trace {
+            let mut line = String::new();
+            let _ = write!(line, "{now} {kind} {number} {what:?}"); // a String grows
+            writeln!(trace, "{line}").expect("the trace file can be written");
+        }
+        if self.seam_events == self.next_checkpoint {
+            self.next_checkpoint += CHECKPOINT_EVENTS;
+            let draw = madsim::rand::random::<u64>();
+            self.seam("checkpoint", self.seam_events, &draw);
+        }
+    }
+}
+
+impl NetObserver for Recorder {
+    fn net(&self, what: NetOp) {
+        let mut record = self.0.lock();
+        match what {
+            NetOp::Connected { conn, from, to, port } => record.seam("connected", conn, &(from, to, port)),
+            NetOp::Sent { conn, len, hash, .. } => record.seam("bytes", conn, &(len, hash)),
+            NetOp::Delivered { conn, len, hash, .. } => record.seam("delivered", conn, &(len, hash)),
+            NetOp::Shut { conn, from, .. } => record.seam("shut", conn, &from),
+            NetOp::Failed { conn, at, kind } => record.seam("failed", conn, &(at, kind)),
+        }
+    }
+}
+
+impl DiskObserver for Recorder {
+    fn disk(&self, node: u64, what: DiskOp) {
+        let mut record = self.0.lock();
+        match &what {
+            DiskOp::Created { path } => record.seam("created", node, path),
+            DiskOp::Written { path, offset, len, hash } => record.seam("written", node, &(path, offset, len, hash)),
+            DiskOp::Resized { path, len } => record.seam("resized", node, &(path, len)),
+            DiskOp::SyncCalled { path } => record.seam("sync_called", node, path),
+            DiskOp::Synced { path } => record.seam("synced", node, path),
+            DiskOp::DirsCreated { path } => record.seam("dirs_created", node, path),
+            DiskOp::Renamed { from, to } => record.seam("renamed", node, &(from, to)),
+            DiskOp::Removed { path } => record.seam("removed", node, path),
+            DiskOp::DirSynced { path } => record.seam("dir_synced", node, path),
+            DiskOp::Killed => record.seam("disk_killed", node, &()),
+            DiskOp::PowerLost { sectors, entries } => record.seam("power_lost", node, &(sectors, entries)),
+        }
+    }
+}
+
+/// A fast, stable hash: one multiplication a word.
+struct RollingHash(u64);
+
+impl Hasher for RollingHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|word| self.write_u64(u64::from_le_bytes(*word)));
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        self.write_u64(u64::from_le_bytes(last) ^ (bytes.len() as u64) << 56);
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+}

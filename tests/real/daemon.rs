@@ -1,0 +1,176 @@
+//! The daemon between start and stop: what it says of itself, over HTTP and gRPC, and how it ends.
+use detcd_node::proto::health::{HealthCheckRequest, health_client::HealthClient};
+use detcd_tests::harness::{
+    Addresses, Cluster, Kind, Peers, binaries,
+    grpc::{Channel, origin},
+    http::{self, Response},
+    process::Process,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt,
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+use tokio::runtime::Builder;
+
+/// What the usual alerts and dashboards ask for, as far as one member has it.
+const METRICS: &[&str] = &[
+    "etcd_server_has_leader",
+    "etcd_server_is_leader",
+    "etcd_server_leader_changes_seen_total",
+    "etcd_server_proposals_committed_total",
+    "etcd_server_proposals_applied_total",
+    "etcd_server_proposals_pending",
+    "etcd_server_proposals_failed_total",
+    "etcd_disk_wal_fsync_duration_seconds_bucket",
+    "etcd_disk_wal_fsync_duration_seconds_count",
+    "etcd_mvcc_db_total_size_in_bytes",
+    "etcd_debugging_mvcc_watcher_total",
+    "etcd_server_version",
+    "grpc_server_handled_total",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_open_fds",
+];
+
+#[test]
+fn signals_stop_it_cleanly_and_nothing_is_lost() {
+    let mut cluster = Cluster::start(1);
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let status = cluster.member(0).stop_with(signal);
+        assert!(clean(status, signal), "after signal {signal}: {status}");
+        cluster.member(0).restart();
+    }
+    let mut three = Cluster::start(3);
+    for number in 0..3 {
+        let status = three.member(number).stop();
+        assert!(clean(status, libc::SIGTERM), "member {number}: {status}");
+    }
+    three.start_all();
+}
+
+/// etcd ends by the signal that it got, raised once more; where a shell stands between, that shows as 128 more.
+fn clean(status: ExitStatus, signal: i32) -> bool {
+    status.signal() == Some(signal) || status.code().is_some_and(|code| code == 0 || code == 128 + signal)
+}
+
+#[test]
+fn unknown_variables_only_warn() {
+    let mut cluster = Cluster::prepare(&binaries::detcd(), &Addresses::reserve(1));
+    // Kubernetes sets such ones for any service that is named etcd.
+    cluster.member(0).add_env("ETCD_PORT", "tcp://10.0.0.1:2379");
+    cluster.member(0).add_env("ETCD_SERVICE_HOST", "10.0.0.1");
+    cluster.start_all();
+    let log = cluster.member(0).log_text();
+    for name in ["ETCD_PORT", "ETCD_SERVICE_HOST"] {
+        assert!(log.contains(name), "no word of {name} in the log");
+    }
+}
+
+#[test]
+fn version_has_the_shape_that_tools_parse() {
+    let mut command = Command::new(binaries::detcd());
+    command.arg("--version").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = command.output().expect("the daemon starts");
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+    let text = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<_> = text.lines().collect();
+    let names = ["etcd Version: ", "Git SHA: ", "Go Version: ", "Go OS/Arch: "];
+    assert_eq!(lines.len(), names.len(), "{text}");
+    for (line, name) in lines.iter().zip(names) {
+        assert!(line.strip_prefix(name).is_some_and(|value| !value.is_empty()), "{line:?} is no {name:?}");
+    }
+    let version: Vec<_> = lines[0][names[0].len()..].split('.').map(str::parse::<u32>).collect();
+    // Clients judge a server by its minor version.
+    assert!(matches!(version[..], [Ok(3), Ok(6), Ok(_)]), "{}", lines[0]);
+}
+
+#[test]
+fn http_answers_are_etcds() {
+    let Some(peers) = Peers::find() else { return };
+    let requests = [
+        ("GET", "/health"),
+        ("GET", "/health?serializable=true"),
+        ("GET", "/health?exclude=NOSPACE"),
+        ("POST", "/health"),
+        ("GET", "/version"),
+        ("POST", "/version"),
+        ("GET", "/nothing-here"),
+    ];
+    let addresses = Addresses::reserve(1);
+    let [etcd, detcd] = [Kind::Etcd36, Kind::Detcd].map(|kind| {
+        let cluster = Cluster::start_kind(kind, &peers, &addresses);
+        let client = cluster.members[0].address.client;
+        requests.map(|(method, path)| http::request(client, method, path).map(essence).map_err(|e| e.to_string()))
+    });
+    for (request, (etcd, detcd)) in requests.iter().zip(etcd.iter().zip(&detcd)) {
+        assert_eq!(etcd, detcd, "expected (left, etcd) and got (right, detcd) for {request:?}");
+    }
+}
+
+/// Status, the headers that a client acts on, and the body; of JSON only its names, where values may be our own.
+fn essence(response: Response) -> (u16, Vec<Option<String>>, String) {
+    let header = |name: &str| response.headers.get(name).cloned();
+    let body = match serde_json::from_str::<BTreeMap<String, String>>(&response.body) {
+        Ok(mut object) if object.contains_key("etcdserver") => {
+            // Ours, and what the cluster agrees on only after a while.
+            ["etcdserver", "etcdcluster", "storage"].into_iter().for_each(|name| {
+                object.entry(name.to_owned()).and_modify(|version| version.clear());
+            });
+            format!("{object:?}")
+        }
+        _ => response.body.clone(),
+    };
+    (response.status, vec![header("content-type"), header("allow")], body)
+}
+
+#[test]
+fn metrics_are_there_and_well_formed() {
+    let mut cluster = Cluster::start(1);
+    let client = cluster.member(0).address.client;
+    let response = http::get(client, "/metrics").expect("an answer");
+    assert_eq!(response.status, 200);
+    assert!(response.headers["content-type"].starts_with("text/plain"), "{:?}", response.headers);
+    let mut names = BTreeSet::new();
+    for line in response.body.lines().filter(|line| !line.starts_with('#')) {
+        let (sample, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line}"));
+        assert!(value.parse::<f64>().is_ok(), "no number: {line}");
+        let labelled = sample.split_once('{').is_none_or(|(_, labels)| labels.ends_with('}'));
+        assert!(labelled, "open labels: {line}");
+        names.insert(sample.split('{').next().expect("a name"));
+    }
+    let missing: Vec<_> = METRICS.iter().filter(|name| !names.contains(*name)).collect();
+    assert!(missing.is_empty(), "missing: {missing:?}");
+    for (name, value) in [("etcd_server_has_leader", 1.0), ("etcd_server_is_leader", 1.0)] {
+        assert_eq!(http::metric(client, name), Some(value), "{name}");
+    }
+}
+
+#[test]
+fn grpc_health_is_serving() {
+    const SERVING: i32 = 1;
+    let mut cluster = Cluster::start(1);
+    let client = cluster.member(0).address.client;
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    assert_eq!(runtime.block_on(health(client, "")).expect("an answer"), SERVING);
+    let unknown = runtime.block_on(health(client, "no.such.Service")).expect_err("an unknown service");
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+}
+
+async fn health(client: SocketAddr, service: &str) -> Result<i32, tonic::Status> {
+    let channel = Channel::connect(client).await.expect("a connection");
+    let request = HealthCheckRequest { service: service.to_owned() };
+    Ok(HealthClient::with_origin(channel, origin(client)).check(request).await?.into_inner().status)
+}
+
+/// Clients that never speak must not keep a stop from ending.
+#[test]
+fn a_stop_does_not_wait_for_idle_clients() {
+    let mut cluster = Cluster::start(1);
+    let idle = std::net::TcpStream::connect(cluster.member(0).address.client).expect("a connection");
+    let status = cluster.member(0).stop();
+    assert!(clean(status, libc::SIGTERM), "{status}");
+    drop(idle);
+}
