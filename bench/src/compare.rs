@@ -26,6 +26,7 @@ const P50: Measure = Measure { name: "p50, ms", decimals: 2, headline: true };
 const P99: Measure = Measure { name: "p99, ms", decimals: 2, headline: true };
 const CPU: Measure = Measure { name: "server CPU, µs/op", decimals: 1, headline: true };
 const LOAD_CPU: Measure = Measure { name: "load CPU, µs/op", decimals: 1, headline: false };
+const OTHERS: Measure = Measure { name: "CPU of others, cores", decimals: 2, headline: false };
 const FAILED_CALLS: Measure = Measure { name: "failed calls", decimals: 0, headline: false };
 const RESIDENT: Measure = Measure { name: "resident, MB", decimals: 1, headline: true };
 const RESIDENT_MAX: Measure = Measure { name: "resident at its peak, MB", decimals: 1, headline: true };
@@ -171,6 +172,7 @@ async fn run_load(
         (P99, figures.p99_ms),
         (CPU, server.cpu_us_per_op),
         (LOAD_CPU, figures.load_cpu_us_per_op),
+        (OTHERS, server.other_cores),
         (FAILED_CALLS, figures.failed_calls as f64),
     ])
 }

@@ -89,6 +89,8 @@ pub struct Figures {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServerFigures {
     pub cpu_us_per_op: f64,
+    /// Cores that neither the servers nor the load used, yet were busy: the more, the less the figures say.
+    pub other_cores: f64,
     pub resident_mb: f64,
     pub resident_mb_max: f64,
 }
@@ -117,16 +119,23 @@ pub async fn run(plan: &Plan) -> Result<Figures, Failure> {
     if !plan.warmup.is_zero() {
         drive(job(Until::Elapsed(plan.warmup)), plan.clients, &connections).await?;
     }
-    let this_process = [std::process::id()];
-    let (server_cpu, load_cpu, start) = (CpuTime::of(&plan.pids)?, CpuTime::of(&this_process)?, Instant::now());
+    let (before, start) = (CpuUse::now(&plan.pids)?, Instant::now());
     let tally = drive(job(plan.until), plan.clients, &connections).await?;
-    let elapsed = start.elapsed();
+    let (elapsed, after) = (start.elapsed(), CpuUse::now(&plan.pids)?);
     let operations = tally.latencies.count();
     let us_per_op = |cpu: Duration| cpu.as_secs_f64() * 1e6 / operations as f64;
-    let load_cpu_us_per_op = us_per_op(CpuTime::of(&this_process)? - load_cpu);
-    let server = match plan.pids[..] {
-        [] => None,
-        _ => Some(ServerFigures::new(us_per_op(CpuTime::of(&plan.pids)? - server_cpu), Memory::of(&plan.pids)?)),
+    let (load, servers) = (after.load - before.load, after.servers - before.servers);
+    let server = if plan.pids.is_empty() {
+        None
+    } else {
+        let memory = Memory::of(&plan.pids)?;
+        let others = (after.machine - before.machine).saturating_sub(load + servers);
+        Some(ServerFigures {
+            cpu_us_per_op: us_per_op(servers),
+            other_cores: others.as_secs_f64() / elapsed.as_secs_f64(),
+            resident_mb: memory.resident_bytes as f64 / 1e6,
+            resident_mb_max: memory.resident_bytes_max as f64 / 1e6,
+        })
     };
     Ok(Figures {
         workload: plan.workload.name(),
@@ -140,19 +149,21 @@ pub async fn run(plan: &Plan) -> Result<Figures, Failure> {
         p90_ms: tally.latencies.percentile_ms(90.0),
         p99_ms: tally.latencies.percentile_ms(99.0),
         max_ms: tally.latencies.max_ms(),
-        load_cpu_us_per_op,
+        load_cpu_us_per_op: us_per_op(load),
         server,
     })
 }
 
-impl ServerFigures {
-    fn new(cpu_us_per_op: f64, memory: Memory) -> ServerFigures {
-        let mb = |bytes: u64| bytes as f64 / 1e6;
-        ServerFigures {
-            cpu_us_per_op,
-            resident_mb: mb(memory.resident_bytes),
-            resident_mb_max: mb(memory.resident_bytes_max),
-        }
+struct CpuUse {
+    servers: CpuTime,
+    load: CpuTime,
+    machine: CpuTime,
+}
+
+impl CpuUse {
+    fn now(servers: &[u32]) -> Result<CpuUse, Failure> {
+        let (servers, load) = (CpuTime::of(servers)?, CpuTime::of(&[std::process::id()])?);
+        Ok(CpuUse { servers, load, machine: CpuTime::of_machine()? })
     }
 }
 
@@ -314,6 +325,7 @@ fn render(figures: &Figures) -> String {
     line("load CPU, us/op", figures.load_cpu_us_per_op, 1);
     if let Some(server) = &figures.server {
         line("server CPU, us/op", server.cpu_us_per_op, 1);
+        line("CPU of others, cores", server.other_cores, 2);
         line("resident, MB", server.resident_mb, 1);
         line("resident peak, MB", server.resident_mb_max, 1);
     }

@@ -10,7 +10,19 @@ pub struct CpuTime(Duration);
 impl CpuTime {
     pub fn of(pids: &[u32]) -> Result<CpuTime, Failure> {
         let ticks = read_all(pids, "stat", parse_cpu_ticks)?.iter().sum::<u64>();
-        Ok(CpuTime(Duration::from_secs(ticks) / os::clock_ticks_per_second() as u32))
+        Ok(CpuTime::from_ticks(ticks))
+    }
+
+    /// Everything that kept this machine from idling, time stolen by its host included.
+    pub fn of_machine() -> Result<CpuTime, Failure> {
+        let path = "/proc/stat";
+        let text = fs::read_to_string(path).map_err(|error| Failure::Run(format!("cannot read {path}: {error}")))?;
+        let ticks = parse_machine_ticks(&text);
+        ticks.map(CpuTime::from_ticks).ok_or_else(|| Failure::Run(format!("cannot understand {path}")))
+    }
+
+    fn from_ticks(ticks: u64) -> CpuTime {
+        CpuTime(Duration::from_secs(ticks) / os::clock_ticks_per_second() as u32)
     }
 }
 
@@ -60,6 +72,14 @@ fn parse_cpu_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
+/// The first line: `cpu user nice system idle iowait irq softirq steal ...`; what follows is counted in `user` already.
+fn parse_machine_ticks(stat: &str) -> Option<u64> {
+    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
+    let fields: Vec<u64> = fields.map(|field| field.parse().ok()).collect::<Option<_>>()?;
+    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = fields[..] else { return None };
+    Some(user + nice + system + irq + softirq + steal)
+}
+
 fn parse_status_bytes(status: &str, field: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kib = line.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()?;
@@ -81,6 +101,17 @@ mod tests {
         check("7 (etcd) S 1 7 7 0 -1 4194560 900 0 3 0 120", None);
         check("7 (etcd) S 1 7 7 0 -1 4194560 900 0 3 0 x 34 0", None);
         check("", None);
+    }
+
+    #[test]
+    fn a_machine_is_busy_when_it_is_neither_idle_nor_waiting() {
+        #[track_caller]
+        fn check(stat: &str, expected: Option<u64>) {
+            assert_eq!(parse_machine_ticks(stat), expected);
+        }
+        check("cpu  1 2 4 1000 2000 8 16 32 5000 6000\ncpu0 9 9 9 9 9 9 9 9 9 9\n", Some(63));
+        check("cpu  1 2 4 1000", None);
+        check("intr 5\n", None);
     }
 
     #[test]

@@ -66,8 +66,8 @@ enum Waiter {
 /// A batch on its way to disk, and the log it went with.
 type Writing = BoxFuture<'static, (Wal, io::Result<Option<NewSegment>>)>;
 
-pub struct Driver<S> {
-    replica: S,
+pub struct Driver {
+    replica: Box<dyn Step>,
     host: Host,
     handle: Handle,
     peers: Peers,
@@ -92,8 +92,15 @@ pub struct Driver<S> {
     outputs: Vec<Output>,
 }
 
-impl<S: Step> Driver<S> {
-    pub fn new(replica: S, wal: Wal, host: Host, handle: Handle, peers: Peers, metrics: Arc<Metrics>) -> Driver<S> {
+impl Driver {
+    pub fn new(
+        replica: Box<dyn Step>,
+        wal: Wal,
+        host: Host,
+        handle: Handle,
+        peers: Peers,
+        metrics: Arc<Metrics>,
+    ) -> Driver {
         Driver {
             replica,
             host,
@@ -306,7 +313,7 @@ impl<S: Step> Driver<S> {
     }
 }
 
-impl<S: Step + Unpin> Future for Driver<S> {
+impl Future for Driver {
     type Output = ExitReason;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<ExitReason> {

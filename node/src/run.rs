@@ -25,15 +25,15 @@ pub type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs a node until it is stopped or cannot go on.
 pub async fn run(config: Config, host: Host, stop: Stop) -> ExitReason {
-    run_with(config, host, stop, |replica| replica).await
+    run_with(config, host, stop, |replica| Box::new(replica)).await
 }
 
 /// As [`run`], with something put around the replica: a test's way to a node that breaks its promises.
-pub async fn run_with<S: Step + Unpin>(
+pub async fn run_with(
     config: Config,
     host: Host,
     stop: Stop,
-    wrap: impl FnOnce(Replica) -> S,
+    wrap: impl FnOnce(Replica) -> Box<dyn Step>,
 ) -> ExitReason {
     match start(&config, &host, stop, wrap).await {
         Ok(driver) => driver.await,
@@ -44,12 +44,12 @@ pub async fn run_with<S: Step + Unpin>(
     }
 }
 
-async fn start<S: Step>(
+async fn start(
     config: &Config,
     host: &Host,
     stop: Stop,
-    wrap: impl FnOnce(Replica) -> S,
-) -> Result<Driver<S>, Failure> {
+    wrap: impl FnOnce(Replica) -> Box<dyn Step>,
+) -> Result<Driver, Failure> {
     let clients = listen(host, Role::Client, &config.listen_client).await?;
     let peers = listen(host, Role::Peer, &config.listen_peer).await?;
     let (wal, metadata, recovered) = open_log(config, host).await?;

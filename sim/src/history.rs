@@ -50,12 +50,30 @@ impl Keys {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    Put { key: Text, value: Text, previous: bool },
+    Put {
+        key: Text,
+        value: Text,
+        previous: bool,
+    },
     /// `revision` 0 is now; `limit` 0 is none.
-    Range { keys: Keys, revision: i64, limit: i64, serializable: bool, keys_only: bool, count_only: bool },
-    Delete { keys: Keys, previous: bool },
+    Range {
+        keys: Keys,
+        revision: i64,
+        limit: i64,
+        serializable: bool,
+        keys_only: bool,
+        count_only: bool,
+    },
+    Delete {
+        keys: Keys,
+        previous: bool,
+    },
     /// If the key's value is `expected` (`None`: if it does not exist), put `new`; otherwise read the key.
-    CompareAndSet { key: Text, expected: Option<Text>, new: Text },
+    CompareAndSet {
+        key: Text,
+        expected: Option<Text>,
+        new: Text,
+    },
 }
 
 impl Request {
@@ -86,11 +104,23 @@ pub struct Answer {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
-    Put { previous: Option<KeyValue> },
-    Range { kvs: Vec<KeyValue>, count: i64, more: bool },
-    Delete { deleted: i64, previous: Vec<KeyValue> },
+    Put {
+        previous: Option<KeyValue>,
+    },
+    Range {
+        kvs: Vec<KeyValue>,
+        count: i64,
+        more: bool,
+    },
+    Delete {
+        deleted: i64,
+        previous: Vec<KeyValue>,
+    },
     /// `read` is what the key held, if the comparison failed and it existed.
-    CompareAndSet { succeeded: bool, read: Option<KeyValue> },
+    CompareAndSet {
+        succeeded: bool,
+        read: Option<KeyValue>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,16 +171,39 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A client calls `node`.
-    Call { op: OpId, client: u64, node: NodeNumber, request: Request },
-    Return { op: OpId, outcome: Outcome },
-    Watch { watcher: WatcherId, what: Watched },
-    Node { node: NodeNumber, event: NodeEvent },
+    Call {
+        op: OpId,
+        client: u64,
+        node: NodeNumber,
+        request: Request,
+    },
+    Return {
+        op: OpId,
+        outcome: Outcome,
+    },
+    Watch {
+        watcher: WatcherId,
+        what: Watched,
+    },
+    Node {
+        node: NodeNumber,
+        event: NodeEvent,
+    },
     /// A node's process was started; `member` is its id in the cluster.
-    Started { node: NodeNumber, member: u64 },
+    Started {
+        node: NodeNumber,
+        member: u64,
+    },
     /// A node's process was killed, and whether its machine lost power.
-    Killed { node: NodeNumber, power_loss: bool },
+    Killed {
+        node: NodeNumber,
+        power_loss: bool,
+    },
     /// A fault begins or ends. `fault` names it in a few words, the same at both.
-    Fault { fault: Text, on: bool },
+    Fault {
+        fault: Text,
+        on: bool,
+    },
     Phase(Phase),
 }
 

@@ -1,12 +1,11 @@
 //! Runs a real `etcdctl`: once, or in the background as a watcher.
 use super::{
     binaries::{Ctl, Peers},
-    process::Process,
+    process::{self, Output, Process, handle, scratch, text},
 };
 use std::{
     fs::File,
-    io::{Seek, Write},
-    os::unix::fs::FileExt,
+    io::Write,
     process::{ChildStdin, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -19,25 +18,9 @@ const LINES_BOUND: Duration = Duration::from_secs(10);
 /// How long it is then given to print what it should not.
 const GRACE: Duration = Duration::from_millis(100);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    pub stdout: String,
-    pub stderr: String,
-    /// `None` when it was ended by a signal.
-    pub code: Option<i32>,
-}
-
 /// Runs `etcdctl --endpoints=... args`, with `stdin` as its input, to its end.
 pub fn run(peers: &Peers, ctl: Ctl, endpoints: &str, args: &[String], stdin: &str) -> Output {
-    let (stdout, stderr) = (scratch(), scratch());
-    let mut input = scratch();
-    input.write_all(stdin.as_bytes()).and_then(|()| input.rewind()).expect("a scratch file");
-    let mut command = command(peers, ctl, endpoints, args);
-    command.stdin(input).stdout(handle(&stdout)).stderr(handle(&stderr));
-    let mut process = Process::spawn(command).expect("etcdctl starts");
-    let code = process.wait(RUN_BOUND).and_then(|status| status.code());
-    drop(process);
-    Output { stdout: text(&stdout), stderr: text(&stderr), code }
+    process::run(command(peers, ctl, endpoints, args), stdin, RUN_BOUND)
 }
 
 /// An `etcdctl` that runs on, its input open: without one it would stop.
@@ -77,19 +60,4 @@ fn command(peers: &Peers, ctl: Ctl, endpoints: &str, args: &[String]) -> Command
     let mut command = Command::new(peers.etcdctl(ctl));
     command.arg(format!("--endpoints={endpoints}")).args(args);
     command
-}
-
-fn scratch() -> File {
-    tempfile::tempfile().expect("a scratch file")
-}
-
-fn handle(file: &File) -> File {
-    file.try_clone().expect("a second handle")
-}
-
-/// All that was written so far. The writer shares our handle's offset, so it is not moved.
-fn text(file: &File) -> String {
-    let mut bytes = vec![0; file.metadata().expect("a scratch file").len() as usize];
-    file.read_exact_at(&mut bytes, 0).expect("a scratch file");
-    String::from_utf8_lossy(&bytes).into_owned()
 }

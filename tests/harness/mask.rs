@@ -4,7 +4,7 @@
 //! revisions, versions, values and counts. Hidden: times, sizes, raft terms and indexes, which member leads (that
 //! exactly one does stays visible) and the server's version. A value is hidden only if it has the shape of one, so an
 //! empty or missing one still shows. Tables are reduced to their cells: column widths follow from the hidden values.
-use super::etcdctl::Output;
+use super::process::Output;
 use regex::Regex;
 use std::sync::LazyLock;
 

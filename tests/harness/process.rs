@@ -1,7 +1,9 @@
 //! Child processes that cannot outlive the test, and of which only our own are ever signalled.
 use std::{
-    env, io,
-    os::unix::process::CommandExt,
+    env,
+    fs::File,
+    io::{self, Seek, Write},
+    os::unix::{fs::FileExt, process::CommandExt},
     process::{Child, Command, ExitStatus},
     sync::{
         OnceLock,
@@ -79,6 +81,40 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// What a process printed, and its exit code: `None` when a signal ended it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    pub stdout: String,
+    pub stderr: String,
+    pub code: Option<i32>,
+}
+
+/// Runs `command` to its end, with `stdin` as its input; after `bound` it is killed.
+pub fn run(mut command: Command, stdin: &str, bound: Duration) -> Output {
+    let (stdout, stderr, mut input) = (scratch(), scratch(), scratch());
+    input.write_all(stdin.as_bytes()).and_then(|()| input.rewind()).expect("a scratch file");
+    command.stdin(input).stdout(handle(&stdout)).stderr(handle(&stderr));
+    let mut process = Process::spawn(command).expect("the binary starts");
+    let code = process.wait(bound).and_then(|status| status.code());
+    drop(process);
+    Output { stdout: text(&stdout), stderr: text(&stderr), code }
+}
+
+pub fn scratch() -> File {
+    tempfile::tempfile().expect("a scratch file")
+}
+
+pub fn handle(file: &File) -> File {
+    file.try_clone().expect("a second handle")
+}
+
+/// All that was written so far. The writer shares our handle's offset, so it is not moved.
+pub fn text(file: &File) -> String {
+    let mut bytes = vec![0; file.metadata().expect("a scratch file").len() as usize];
+    file.read_exact_at(&mut bytes, 0).expect("a scratch file");
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn die_with_us(command: &mut Command) {

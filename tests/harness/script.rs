@@ -18,9 +18,10 @@
 use super::{
     binaries::{Ctl, Peers},
     cluster::{Cluster, Member},
-    etcdctl::{self, Background, Output},
+    etcdctl::{self, Background},
     http,
     mask::mask,
+    process::Output,
 };
 use std::{
     collections::BTreeMap,

@@ -1,19 +1,19 @@
 //! The daemon between start and stop: what it says of itself, over HTTP and gRPC, and how it ends.
+use super::runtime;
 use detcd_node::proto::health::{HealthCheckRequest, health_client::HealthClient};
 use detcd_tests::harness::{
     Addresses, Cluster, Kind, Peers, binaries,
     grpc::{Channel, origin},
     http::{self, Response},
-    process::Process,
+    process,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     os::unix::process::ExitStatusExt,
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus},
     time::Duration,
 };
-use tokio::runtime::Builder;
 
 /// What the usual alerts and dashboards ask for, as far as one member has it.
 const METRICS: &[&str] = &[
@@ -72,13 +72,12 @@ fn unknown_variables_only_warn() {
 #[test]
 fn version_has_the_shape_that_tools_parse() {
     let mut command = Command::new(binaries::detcd());
-    command.arg("--version").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = command.output().expect("the daemon starts");
-    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
-    let text = String::from_utf8(output.stdout).expect("text");
-    let lines: Vec<_> = text.lines().collect();
+    command.arg("--version");
+    let output = process::run(command, "", Duration::from_secs(10));
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    let lines: Vec<_> = output.stdout.lines().collect();
     let names = ["etcd Version: ", "Git SHA: ", "Go Version: ", "Go OS/Arch: "];
-    assert_eq!(lines.len(), names.len(), "{text}");
+    assert_eq!(lines.len(), names.len(), "{output:?}");
     for (line, name) in lines.iter().zip(names) {
         assert!(line.strip_prefix(name).is_some_and(|value| !value.is_empty()), "{line:?} is no {name:?}");
     }
@@ -153,7 +152,7 @@ fn grpc_health_is_serving() {
     const SERVING: i32 = 1;
     let mut cluster = Cluster::start(1);
     let client = cluster.member(0).address.client;
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime = runtime();
     assert_eq!(runtime.block_on(health(client, "")).expect("an answer"), SERVING);
     let unknown = runtime.block_on(health(client, "no.such.Service")).expect_err("an unknown service");
     assert_eq!(unknown.code(), tonic::Code::NotFound);

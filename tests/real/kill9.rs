@@ -3,6 +3,7 @@
 //! Clients put unique values to a few keys while members are killed at random times: one, or now and then all at once.
 //! Every so often the clients pause and every key is read from every member. `DETCD_KILLS` says how often to kill
 //! (10 without it), `DETCD_SEED` repeats a run's choices (not its timing: these are real processes).
+use super::runtime;
 use detcd_node::proto::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 use detcd_tests::harness::{
     Cluster,
@@ -23,11 +24,7 @@ use std::{
     thread::sleep,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::{
-    runtime::{Builder, Runtime},
-    sync::RwLock,
-    time::timeout,
-};
+use tokio::{runtime::Runtime, sync::RwLock, time::timeout};
 use tonic::Status;
 
 const KILLS_DEFAULT: usize = 10;
@@ -57,7 +54,7 @@ fn three_members() {
 fn a_wiped_member_is_noticed() {
     let mut cluster = Cluster::start(1);
     let addresses = [cluster.member(0).address.client];
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime = runtime();
     let load = Load::start(&runtime, &addresses);
     load.await_progress(0);
     runtime.block_on(load.check(&addresses)).expect("nothing is lost yet");
@@ -74,7 +71,7 @@ fn kill_under_load(members: usize) {
     let mut below = |bound: u64| random.next_u64() % bound;
     let mut cluster = Cluster::start(members);
     let addresses: Vec<_> = cluster.members.iter().map(|member| member.address.client).collect();
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime = runtime();
     let load = Load::start(&runtime, &addresses);
     let mut slowest = Duration::ZERO;
     for kill in 1..=kills {

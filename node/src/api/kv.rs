@@ -108,6 +108,7 @@ async fn read(view: View, range: command::Range) -> Result<detcd_core::mvcc::Ran
     if single || view.store.keys() <= RANGE_INLINE_KEYS {
         return view.store.range(&range.range, &range.options);
     }
+    #[allow(deprecated)] // by the simulated runtime, where it is a task like any other
     let read = tokio::task::spawn_blocking(move || view.store.range(&range.range, &range.options));
     read.await.unwrap_or(Err(Refusal::Stopped))
 }

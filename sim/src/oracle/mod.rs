@@ -7,10 +7,14 @@ use crate::history::Stamped;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It judged so many things, and all were right.
-    Holds { judged: u64 },
+    Holds {
+        judged: u64,
+    },
     Violated(Violation),
     /// It could not judge: as loud as a violation.
-    Unknown { why: String },
+    Unknown {
+        why: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +31,7 @@ pub struct Violation {
 }
 
 /// One law.
-pub trait Law {
+pub trait Law: Send {
     /// Its stable name, as scenarios and reports spell it.
     fn name(&self) -> &'static str;
     /// Takes in the next event. After a violation it may ignore the rest: the first one is the one to tell.

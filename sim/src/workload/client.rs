@@ -8,9 +8,9 @@ use detcd_node::{
 };
 use tonic::{Code, Status};
 
-use super::{Channel, Endpoints, Mix, WorkloadOptions, key, keys_end};
+use super::{Channel, Endpoints, Mix, Seen, WorkloadOptions, key, keys_end};
 use crate::{
-    history::{Answer, Body, Event, KeyValue, Keys, NodeNumber, OpId, Outcome, Request, Text},
+    history::{Answer, Body, Event, KeyValue, Keys, OpId, Outcome, Request, Text},
     seed::{ChaCha8Rng, Rng, Seed},
     world::{clock::SimTime, recorder::Recorder},
 };
@@ -22,6 +22,7 @@ pub struct Client {
     options: WorkloadOptions,
     net: Arc<dyn Net>,
     recorder: Recorder,
+    seen: Seen,
     time: SimTime,
     rng: ChaCha8Rng,
     endpoints: Endpoints,
@@ -38,9 +39,11 @@ impl Client {
         nodes: usize,
         net: Arc<dyn Net>,
         recorder: &Recorder,
+        seen: &Seen,
         seed: Seed,
     ) -> Client {
         Client {
+            seen: seen.clone(),
             number,
             options: options.clone(),
             net,
@@ -113,10 +116,25 @@ impl Client {
         }
     }
 
-    /// Some value the key may have: mostly wrong, which is an answer too.
+    /// What the key may hold: what somebody saw there last, or nothing. Often wrong, which is an answer too.
     fn guess(&mut self, number: u64) -> Option<Text> {
-        let known = self.recorder.with(|record| record.last_value(&key(number)));
-        if self.below(4) == 0 { None } else { known }
+        let known = self.seen.lock().get(&key(number)).cloned();
+        if self.below(8) == 0 { None } else { known }
+    }
+
+    fn learn(&self, request: &Request, answer: &Answer) {
+        let mut seen = self.seen.lock();
+        match (request, &answer.body) {
+            (Request::Put { key, value, .. }, _) => drop(seen.insert(key.clone(), value.clone())),
+            (Request::CompareAndSet { key, new, .. }, Body::CompareAndSet { succeeded: true, .. }) => {
+                seen.insert(key.clone(), new.clone());
+            }
+            (_, Body::CompareAndSet { read: Some(kv), .. }) => drop(seen.insert(kv.key.clone(), kv.value.clone())),
+            (_, Body::Range { kvs, .. }) => {
+                seen.extend(kvs.iter().map(|kv| (kv.key.clone(), kv.value.clone())));
+            }
+            _ => {}
+        }
     }
 
     async fn call(&mut self, request: Request) {
@@ -139,7 +157,13 @@ impl Client {
             Ok(Err(status)) => judge(&request, &status),
             Err(_) => unanswered(&request, "no answer in time".to_owned()),
         };
-        let ok = matches!(outcome, Outcome::Ok(_));
+        let ok = match &outcome {
+            Outcome::Ok(answer) => {
+                self.learn(&request, answer);
+                true
+            }
+            _ => false,
+        };
         self.recorder.record(Event::Return { op, outcome });
         if ok { self.failures = 0 } else { self.failed() }
     }
@@ -179,12 +203,8 @@ fn judge(request: &Request, status: &Status) -> Outcome {
 async fn send(kv: &mut Kv, op: OpId, request: Request) -> Result<Answer, Status> {
     match request {
         Request::Put { key, value, previous } => {
-            let put = pb::PutRequest {
-                key: bytes(&key),
-                value: bytes(&value),
-                prev_kv: previous,
-                ..Default::default()
-            };
+            let put =
+                pb::PutRequest { key: bytes(&key), value: bytes(&value), prev_kv: previous, ..Default::default() };
             let response = kv.put(marked(op, put)).await?.into_inner();
             answer(response.header, Body::Put { previous: response.prev_kv.map(key_value) })
         }

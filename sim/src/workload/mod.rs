@@ -3,7 +3,9 @@ mod channel;
 mod client;
 mod watcher;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
+
+use parking_lot::Mutex;
 
 pub use self::{channel::Channel, client::Client, watcher::Watcher};
 use crate::history::{NodeNumber, Text};
@@ -32,6 +34,9 @@ pub struct Mix {
     /// Of gets and ranges.
     pub serializable_percent: u32,
 }
+
+/// The value of each key that some client saw last.
+pub type Seen = Arc<Mutex<BTreeMap<Text, Text>>>;
 
 fn key(number: u64) -> Text {
     Arc::from(format!("k{number}"))

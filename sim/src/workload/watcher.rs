@@ -84,7 +84,12 @@ impl Watcher {
         self.record(Watched::Asked { node, keys: self.keys.clone(), start, previous: self.previous });
         let create = pb::WatchCreateRequest {
             key: bytes::Bytes::copy_from_slice(self.keys.start.as_bytes()),
-            range_end: self.keys.end.as_ref().map(|end| bytes::Bytes::copy_from_slice(end.as_bytes())).unwrap_or_default(),
+            range_end: self
+                .keys
+                .end
+                .as_ref()
+                .map(|end| bytes::Bytes::copy_from_slice(end.as_bytes()))
+                .unwrap_or_default(),
             start_revision: start,
             prev_kv: self.previous,
             ..Default::default()
@@ -151,9 +156,5 @@ async fn next(responses: &mut Streaming<pb::WatchResponse>) -> Result<pb::WatchR
 
 fn watched(event: mvccpb::Event) -> WatchedEvent {
     let deleted = event.r#type == mvccpb::event::EventType::Delete as i32;
-    WatchedEvent {
-        kv: key_value(event.kv.unwrap_or_default()),
-        deleted,
-        previous: event.prev_kv.map(key_value),
-    }
+    WatchedEvent { kv: key_value(event.kv.unwrap_or_default()), deleted, previous: event.prev_kv.map(key_value) }
 }

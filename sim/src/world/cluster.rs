@@ -46,7 +46,7 @@ pub struct ClusterOptions {
 }
 
 /// Puts something around a node's replica: how a bug is planted. By default nothing.
-pub type Wrap = Arc<dyn Fn(NodeNumber, Replica) -> Box<dyn Step + Unpin> + Send + Sync>;
+pub type Wrap = Arc<dyn Fn(NodeNumber, Replica) -> Box<dyn Step> + Send + Sync>;
 
 /// The time when the world begins, since the Unix epoch: any will do, but the same always.
 const EPOCH: Duration = Duration::from_secs(1_790_000_000);
@@ -102,8 +102,7 @@ impl Cluster {
                 SimDisk::new(number.0 as u64, time.clone(), options.disk, seed.child("disk", 0), observer.clone());
             let clock = SimClock::new(time.clone(), EPOCH, drift(seed, options.drift_ppm_max));
             let ip = node_ip(number.0);
-            let machine =
-                Machine { number, ip, disk, clock, net: net.clone(), recorder: recorder.clone(), seed };
+            let machine = Machine { number, ip, disk, clock, net: net.clone(), recorder: recorder.clone(), seed };
             Node::build(machine, config(number, options, &founders), wrap.clone())
         });
         let cluster = Cluster { nodes: Arc::new(nodes.collect()), net, time, recorder: recorder.clone() };
@@ -179,11 +178,11 @@ impl Cluster {
     }
 
     pub fn pause(&self, number: NodeNumber) {
-        self.set_paused(number, true, Handle::pause::<NodeId>);
+        self.set_paused(number, true, Handle::pause);
     }
 
     pub fn resume(&self, number: NodeNumber) {
-        self.set_paused(number, false, Handle::resume::<NodeId>);
+        self.set_paused(number, false, Handle::resume);
     }
 
     fn set_paused(&self, number: NodeNumber, paused: bool, act: impl Fn(&Handle, NodeId)) {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     history::{Event, Nanos, NodeNumber, Stamped},
-    oracle::Judge,
+    oracle::Law,
 };
 
 /// Events between two draws of the executor's generator.
@@ -41,20 +41,20 @@ pub struct Record {
     seam_events: u64,
     next_checkpoint: u64,
     pub history: Vec<Stamped>,
-    pub judge: Judge,
+    pub laws: Vec<Box<dyn Law>>,
     trace: Option<BufWriter<File>>,
 }
 
 impl Recorder {
     /// `trace` gets a line for every event that goes into the hash.
-    pub fn new(time: SimTime, judge: Judge, trace: Option<File>) -> Recorder {
+    pub fn new(time: SimTime, laws: Vec<Box<dyn Law>>, trace: Option<File>) -> Recorder {
         Recorder(Arc::new(Mutex::new(Record {
             time,
             hash: RollingHash(0xcbf2_9ce4_8422_2325),
             seam_events: 0,
             next_checkpoint: CHECKPOINT_EVENTS,
             history: Vec::new(),
-            judge,
+            laws,
             trace: trace.map(BufWriter::new),
         })))
     }
@@ -75,7 +75,7 @@ impl Recorder {
         }
         let sequence = record.history.len() as u64;
         let stamped = Stamped { at, sequence, event };
-        record.judge.observe(&stamped);
+        record.laws.iter_mut().for_each(|law| law.observe(&stamped));
         record.history.push(stamped);
     }
 

@@ -1,0 +1,217 @@
+//! Law: what the daemon cannot do it refuses with one line on stderr that says what, where and what to do, a non-zero
+//! exit code, and nothing touched: not a byte, not a file, not a mode in the data directory.
+use super::put_keys;
+use detcd_tests::harness::{
+    Addresses, Cluster,
+    binaries::{detcd, stands_in},
+    cluster::member_args,
+    files::{self, Entry},
+    process::{self, Output},
+};
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// A refusal is immediate; this is for a busy machine.
+const REFUSE_BOUND: Duration = Duration::from_secs(15);
+
+/// A daemon that is started to fail: one member's right arguments, to be spoilt.
+struct Attempt {
+    addresses: Addresses,
+    args: Vec<String>,
+    env: Vec<(&'static str, &'static str)>,
+    data_dir: PathBuf,
+    /// Where `data_dir` is, if it is ours.
+    _dir: Option<TempDir>,
+}
+
+impl Attempt {
+    /// On a data directory that does not exist yet.
+    fn fresh() -> Attempt {
+        let dir = files::temp_dir();
+        let data_dir = dir.path().join("m0.data");
+        Attempt { _dir: Some(dir), ..Attempt::at(data_dir) }
+    }
+
+    fn at(data_dir: PathBuf) -> Attempt {
+        let addresses = Addresses::reserve(1);
+        let args = member_args(&addresses.members[0], &addresses, &data_dir);
+        Attempt { addresses, args, env: Vec::new(), data_dir, _dir: None }
+    }
+
+    /// With `--flag=value`, in place of what it had.
+    fn with(self, flag: &str, value: &str) -> Attempt {
+        self.without(flag).and(&format!("--{flag}={value}"))
+    }
+
+    fn without(mut self, flag: &str) -> Attempt {
+        let start = format!("--{flag}=");
+        self.args.retain(|arg| !arg.starts_with(&start));
+        self
+    }
+
+    fn and(mut self, arg: &str) -> Attempt {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    fn with_env(mut self, name: &'static str, value: &'static str) -> Attempt {
+        self.env.push((name, value));
+        self
+    }
+
+    /// It must be refused, in a line that has all `words`, and leave the data directory as it was.
+    #[track_caller]
+    fn refused(&self, words: &[&str]) {
+        let before = files::digest(&self.data_dir);
+        let mut command = Command::new(detcd());
+        command.args(&self.args).envs(self.env.iter().copied());
+        let output = process::run(command, "", REFUSE_BOUND);
+        assert!(output.code.is_some_and(|code| code != 0), "{output:?}");
+        // etcd logs a page before it gives up, and leaves what it made.
+        if !stands_in() {
+            says_it_in_one_line(&output, words);
+            untouched(&before, &files::digest(&self.data_dir));
+        }
+    }
+}
+
+#[track_caller]
+fn says_it_in_one_line(output: &Output, words: &[&str]) {
+    let line = output.stderr.strip_suffix('\n').unwrap_or(&output.stderr);
+    assert!(!line.is_empty() && !line.contains('\n'), "not one line: {:?}", output.stderr);
+    let missing: Vec<_> = words.iter().filter(|word| !line.contains(*word)).collect();
+    assert!(missing.is_empty(), "no word of {missing:?}: {line}");
+    assert!(!line.contains("panicked"), "{line}");
+}
+
+#[track_caller]
+fn untouched(before: &[Entry], after: &[Entry]) {
+    let changed: Vec<_> = after.iter().filter(|entry| !before.contains(entry)).collect();
+    let gone: Vec<_> = before.iter().filter(|entry| !after.contains(entry)).collect();
+    assert!(changed.is_empty() && gone.is_empty(), "changed or new: {changed:?}; changed or gone: {gone:?}");
+}
+
+#[test]
+fn wrong_flags() {
+    Attempt::fresh().with("no-such-flag", "1").refused(&["no-such-flag"]);
+    Attempt::fresh().with("heartbeat-interval", "soon").refused(&["heartbeat-interval", "soon"]);
+    Attempt::fresh().with("listen-client-urls", "nonsense").refused(&["listen-client-urls", "nonsense"]);
+    Attempt::fresh().with("initial-cluster-state", "maybe").refused(&["initial-cluster-state", "maybe"]);
+    Attempt::fresh().and("serve").refused(&["serve"]);
+}
+
+#[test]
+fn flags_that_contradict_each_other() {
+    Attempt::fresh().with("name", "stranger").refused(&["stranger", "initial-cluster"]);
+    Attempt::fresh().without("advertise-client-urls").refused(&["advertise-client-urls"]);
+    Attempt::fresh().with("election-timeout", "200").refused(&["election-timeout"]);
+    let elsewhere = Attempt::fresh().with("initial-advertise-peer-urls", "http://127.0.0.1:1");
+    elsewhere.refused(&["initial-advertise-peer-urls"]);
+}
+
+#[test]
+fn variable_that_contradicts_a_flag() {
+    Attempt::fresh().with_env("ETCD_NAME", "other").refused(&["ETCD_NAME", "name"]);
+}
+
+#[test]
+fn variable_with_a_wrong_value() {
+    Attempt::fresh().with_env("ETCD_HEARTBEAT_INTERVAL", "soon").refused(&["ETCD_HEARTBEAT_INTERVAL", "soon"]);
+}
+
+#[test]
+fn port_in_use() {
+    let used = [Attempt::fresh(), Attempt::fresh()];
+    for (attempt, port) in used.iter().zip([used[0].addresses.members[0].client, used[1].addresses.members[0].peer]) {
+        let _holder = TcpListener::bind(port).expect("a reserved port");
+        attempt.refused(&[&port.to_string()]);
+    }
+    // The same with a data directory that is there already.
+    let (_cluster, attempt) = stopped_member(1);
+    let port = attempt.addresses.members[0].client;
+    let _holder = TcpListener::bind(port).expect("a reserved port");
+    attempt.refused(&[&port.to_string()]);
+}
+
+#[test]
+fn data_directory_in_use() {
+    // etcd waits for the other to go away; we say so and end.
+    if stands_in() {
+        return;
+    }
+    let cluster = Cluster::start(1);
+    let data_dir = cluster.members[0].data_dir.clone();
+    await_quiet(&data_dir);
+    Attempt::at(data_dir.clone()).refused(&[&data_dir.display().to_string()]);
+    put_keys(cluster.members[0].address.client, 1);
+}
+
+#[test]
+fn data_directory_that_cannot_be_made() {
+    let dir = files::temp_dir();
+    let file = dir.path().join("a-file");
+    fs::write(&file, "in the way").expect("a file");
+    // Modes would not stop root; a file where a directory should be stops everyone.
+    for data_dir in [file.join("m0.data"), file.clone()] {
+        Attempt::at(data_dir).refused(&["a-file"]);
+    }
+    assert_eq!(fs::read_to_string(&file).expect("the file"), "in the way");
+}
+
+#[test]
+fn corrupt_log() {
+    // The middle of a record's bytes, far from the torn end that a crash may leave.
+    check_corruption(|segment, records| {
+        let (offset, length) = records[records.len() / 2];
+        segment[offset + length / 2] ^= 0xff;
+    });
+    // The length of a record.
+    check_corruption(|segment, records| segment[records[records.len() / 2].0 - 8 + 5] ^= 0x40);
+    // The first record of all.
+    check_corruption(|segment, records| segment[records[1].0 + 2] ^= 0x01);
+}
+
+/// Spoils the log of a member that wrote for a while; it must be refused with the name of the file and an offset.
+fn check_corruption(spoil: impl Fn(&mut [u8], &[(usize, usize)])) {
+    let (_cluster, attempt) = stopped_member(40);
+    let path = files::with_extension(&attempt.data_dir.join("member/wal"), "wal").pop().expect("a segment");
+    let mut segment = fs::read(&path).expect("the segment");
+    let records = files::wal_records(&segment);
+    assert!(records.len() > 40, "{} records are no log", records.len());
+    spoil(&mut segment, &records);
+    fs::write(&path, segment).expect("the segment");
+    let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+    attempt.refused(&[&name, "offset"]);
+}
+
+/// A member that wrote `puts` keys and stopped, and an attempt to start it again. The directory goes with the cluster.
+fn stopped_member(puts: usize) -> (Cluster, Attempt) {
+    let addresses = Addresses::reserve(1);
+    let mut cluster = Cluster::prepare(&detcd(), &addresses);
+    cluster.start_all();
+    put_keys(addresses.members[0].client, puts);
+    cluster.member(0).stop();
+    let (data_dir, args) = (cluster.members[0].data_dir.clone(), cluster.members[0].args().to_vec());
+    (cluster, Attempt { addresses, args, env: Vec::new(), data_dir, _dir: None })
+}
+
+/// Waits until nothing in the directory changed for a while: a running member settles after its start.
+fn await_quiet(data_dir: &Path) {
+    let mut last = files::digest(data_dir);
+    for _ in 0..40 {
+        sleep(Duration::from_millis(500));
+        let now = files::digest(data_dir);
+        if now == last {
+            return;
+        }
+        last = now;
+    }
+    panic!("{} never rests", data_dir.display());
+}
