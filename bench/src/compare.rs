@@ -68,15 +68,17 @@ fn describe_setup(options: &CompareOptions) -> [String; 3] {
     ]
 }
 
-/// The first line of what the binary says about itself.
+/// What the binary says about itself: etcd's version, and on the second line whose build it is.
 fn version(competitor: &Competitor) -> Result<String, Failure> {
     let Competitor { name, binary } = competitor;
     let failed = |what: String| Failure::Run(format!("{name}: '{} --version' {what}", binary.display()));
     let output = Command::new(binary).arg("--version").output();
     let output = output.map_err(|error| failed(format!("does not run: {error}; give a path that does")))?;
-    match String::from_utf8_lossy(&output.stdout).lines().next() {
-        Some(line) if output.status.success() => Ok(line.trim().replace('|', "/")),
-        _ => Err(failed(format!("gives no version, {}; give an etcd or detcd binary", output.status))),
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<_> = text.lines().take(2).map(str::trim).collect();
+    match output.status.success() && !lines.is_empty() {
+        true => Ok(lines.join(", ")),
+        false => Err(failed(format!("gives no version, {}; give an etcd or detcd binary", output.status))),
     }
 }
 

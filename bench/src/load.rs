@@ -89,7 +89,8 @@ pub struct Figures {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServerFigures {
     pub cpu_us_per_op: f64,
-    /// Cores that neither the servers nor the load used, yet were busy: the more, the less the figures say.
+    /// Cores that were busy, yet neither with the servers nor with the load: the more, the less the figures say. The
+    /// kernel's own work on packets and blocks is among it.
     pub other_cores: f64,
     pub resident_mb: f64,
     pub resident_mb_max: f64,

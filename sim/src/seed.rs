@@ -3,7 +3,7 @@
 //! Whoever needs randomness is handed a [`Seed`] of its own, named after what it decides, and never a generator that
 //! others draw from too. A shrunk run, in which one fault fewer is drawn, therefore stays the same run.
 pub use rand_chacha::ChaCha8Rng;
-pub use rand_chacha::rand_core::{Rng, SeedableRng};
+pub use rand_chacha::rand_core::{Rng, SeedableRng, TryRng};
 
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;

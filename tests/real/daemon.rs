@@ -104,9 +104,9 @@ fn http_answers_are_etcds() {
         let client = cluster.members[0].address.client;
         requests.map(|(method, path)| http::request(client, method, path).map(essence).map_err(|e| e.to_string()))
     });
-    for (request, (etcd, detcd)) in requests.iter().zip(etcd.iter().zip(&detcd)) {
-        assert_eq!(etcd, detcd, "expected (left, etcd) and got (right, detcd) for {request:?}");
-    }
+    let all = requests.iter().zip(etcd.iter().zip(&detcd));
+    let different: Vec<_> = all.filter(|(_, (etcd, detcd))| etcd != detcd).collect();
+    assert!(different.is_empty(), "request, (expected of etcd, got of detcd): {different:#?}");
 }
 
 /// Status, the headers that a client acts on, and the body; of JSON only its names, where values may be our own.
@@ -167,6 +167,10 @@ async fn health(client: SocketAddr, service: &str) -> Result<i32, tonic::Status>
 /// Clients that never speak must not keep a stop from ending.
 #[test]
 fn a_stop_does_not_wait_for_idle_clients() {
+    // etcd waits for longer than anybody would.
+    if binaries::stands_in() {
+        return;
+    }
     let mut cluster = Cluster::start(1);
     let idle = std::net::TcpStream::connect(cluster.member(0).address.client).expect("a connection");
     let status = cluster.member(0).stop();

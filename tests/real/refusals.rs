@@ -73,7 +73,8 @@ impl Attempt {
         let mut command = Command::new(detcd());
         command.args(&self.args).envs(self.env.iter().copied());
         let output = process::run(command, "", REFUSE_BOUND);
-        assert!(output.code.is_some_and(|code| code != 0), "{output:?}");
+        let last_line = output.stderr.lines().last();
+        assert!(output.code.is_some_and(|code| code != 0), "exit code {:?}, at last {last_line:?}", output.code);
         // etcd logs a page before it gives up, and leaves what it made.
         if !stands_in() {
             says_it_in_one_line(&output, words);
@@ -166,16 +167,26 @@ fn data_directory_that_cannot_be_made() {
 }
 
 #[test]
-fn corrupt_log() {
+fn corrupt_record() {
     // The middle of a record's bytes, far from the torn end that a crash may leave.
     check_corruption(|segment, records| {
         let (offset, length) = records[records.len() / 2];
         segment[offset + length / 2] ^= 0xff;
     });
-    // The length of a record.
-    check_corruption(|segment, records| segment[records[records.len() / 2].0 - 8 + 5] ^= 0x40);
-    // The first record of all.
+}
+
+#[test]
+fn corrupt_first_record() {
     check_corruption(|segment, records| segment[records[1].0 + 2] ^= 0x01);
+}
+
+#[test]
+fn corrupt_length_of_a_record() {
+    // etcd takes it for a torn end, cuts half of the log off, and never serves again.
+    if stands_in() {
+        return;
+    }
+    check_corruption(|segment, records| segment[records[records.len() / 2].0 - 3] ^= 0x40);
 }
 
 /// Spoils the log of a member that wrote for a while; it must be refused with the name of the file and an offset.

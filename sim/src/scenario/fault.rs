@@ -1,14 +1,13 @@
 //! The faults: what can be done to a cluster, to whom, and what a partition cuts.
 use std::fmt;
 
-use super::Span;
 use crate::history::NodeNumber;
 
 pub const PPM_PER_PERCENT: i64 = 10_000;
 /// Nodes that a scenario's cluster may have.
 pub const NODES_MAX: usize = 7;
 
-/// What is done, from its start until its end. `N` is a [`Span`] in a scenario, and a drawn number in a schedule.
+/// What is done, from its start until its end. `N` is a range in a scenario, and a drawn number in a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault<N> {
     /// The machine is off, then starts again. What was not synced is lost: if `torn`, any part of it, sector by sector;
@@ -94,8 +93,8 @@ impl<N: Copy> Fault<N> {
     }
 }
 
-/// What is in a drawn fault's brackets, if anything: `torn`, `isolate, clients`, `+40 ms`.
 impl Fault<i64> {
+    /// What tells it from others of its kind, if anything: `torn`, `isolate, clients`, `+40 ms`.
     pub fn details(&self) -> String {
         match self {
             Fault::PowerLoss { torn: true } => "torn".into(),
@@ -294,12 +293,6 @@ impl Order {
 }
 
 const _: () = assert!(Order::COUNT == 7 * 6 * 5 * 4 * 3 * 2 && NODES_MAX == 7);
-
-impl Span {
-    pub const fn just(number: i64) -> Span {
-        Span { min: number, max: number }
-    }
-}
 
 #[cfg(test)]
 mod tests {

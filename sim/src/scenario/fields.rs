@@ -63,6 +63,10 @@ impl<'a> Source<'a> {
         self.mistakes.borrow_mut().push(Mistake { at: at.start, line, field, found, expected });
     }
 
+    pub fn is_clean(&self) -> bool {
+        self.mistakes.borrow().is_empty()
+    }
+
     /// In the order of the file.
     pub fn into_mistakes(self) -> Vec<Mistake> {
         let mut mistakes = self.mistakes.into_inner();
@@ -202,6 +206,7 @@ impl<'a> Fields<'a> {
     }
 
     /// An empty table of which only the schema is wanted.
+    #[cfg(test)]
     pub fn describing(mut self) -> Fields<'a> {
         self.describing = Some(0);
         self
@@ -230,25 +235,21 @@ impl<'a> Fields<'a> {
         let wide = |number: T| i64::try_from(number).ok().expect("bounds are within 64 bits");
         let (min, max) = (wide(*range.start()), wide(*range.end()));
         let form = Form::Number { min, max, percent: false, span: false };
-        let read = self.read(name, doc, &form, default.map(|number| wide(number).into()), false, |value| form.span(value));
+        let read =
+            self.read(name, doc, &form, default.map(|number| wide(number).into()), false, |value| form.span(value));
         read.map(|span| T::try_from(span.min).ok().expect("it is within bounds")).or(default)
     }
 
     /// In percent, read in parts per million.
-    pub fn percent(&mut self, name: &'static str, doc: &str, max: i64) -> u32 {
+    pub fn percent(&mut self, name: &'static str, doc: &str, max: i64, default_ppm: u32) -> u32 {
         let form = Form::Number { min: 0, max: max * PPM_PER_PERCENT, percent: true, span: false };
-        let read = self.read(name, doc, &form, Some(0.into()), false, |value| form.span(value));
-        read.map_or(0, |ppm| ppm.min as u32)
+        let default = f64::from(default_ppm) / PPM_PER_PERCENT as f64;
+        let read = self.read(name, doc, &form, Some(default.into()), false, |value| form.span(value));
+        read.map_or(default_ppm, |ppm| ppm.min as u32)
     }
 
     /// A number, or bounds within which it is drawn. Without a default it is required.
-    pub fn span(
-        &mut self,
-        name: &'static str,
-        doc: &str,
-        range: RangeInclusive<i64>,
-        default: Option<i64>,
-    ) -> Span {
+    pub fn span(&mut self, name: &'static str, doc: &str, range: RangeInclusive<i64>, default: Option<i64>) -> Span {
         let form = Form::Number { min: *range.start(), max: *range.end(), percent: false, span: true };
         let json = default.map(Json::from);
         let read = self.read(name, doc, &form, json, default.is_none(), |value| form.span(value));
@@ -271,7 +272,13 @@ impl<'a> Fields<'a> {
         self.read(name, doc, &Form::Text, None, required, |value| value.as_str().map(str::to_owned))
     }
 
-    pub fn choice<T: Copy>(&mut self, name: &'static str, doc: &str, choices: &[(&'static str, T)], default: usize) -> T {
+    pub fn choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        doc: &str,
+        choices: &[(&'static str, T)],
+        default: usize,
+    ) -> T {
         let form = Form::Choice(choices.iter().map(|(name, _)| *name).collect());
         let chosen = |value: &DeValue| {
             let value = value.as_str()?;
@@ -381,11 +388,13 @@ impl<'a> Fields<'a> {
         let (at, found) = match self.table.get(name) {
             Some(value) => (value.span(), Some(self.source.excerpt(value.span()))),
             None => {
-                let default = self.known.iter().find(|known| known.name == name).and_then(|known| known.default.as_ref());
+                let default =
+                    self.known.iter().find(|known| known.name == name).and_then(|known| known.default.as_ref());
                 (self.at.clone(), default.map(|default| format!("{default} (the default)")))
             }
         };
-        let known = self.source.mistakes.borrow().iter().any(|mistake| mistake.field == field && mistake.at == at.start);
+        let known =
+            self.source.mistakes.borrow().iter().any(|mistake| mistake.field == field && mistake.at == at.start);
         if !known {
             self.source.note(at, field, found, expected.into());
         }
@@ -439,8 +448,7 @@ impl<'a> Fields<'a> {
             }
         }
         let required: Vec<_> = self.known.iter().filter(|known| known.required).map(|known| known.name).collect();
-        let properties: Map<_, _> =
-            self.known.into_iter().map(|known| (known.name.to_owned(), known.schema)).collect();
+        let properties: Map<_, _> = self.known.into_iter().map(|known| (known.name.to_owned(), known.schema)).collect();
         json!({ "type": "object", "additionalProperties": false, "required": required, "properties": properties })
     }
 }

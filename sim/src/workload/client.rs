@@ -8,9 +8,10 @@ use detcd_node::{
 };
 use tonic::{Code, Status};
 
-use super::{Channel, Endpoints, Mix, Seen, WorkloadOptions, key, keys_end};
+use super::{Channel, Endpoints, Seen, key, keys_end};
 use crate::{
     history::{Answer, Body, Event, KeyValue, Keys, OpId, Outcome, Request, Text},
+    scenario::{Mix, Workload},
     seed::{ChaCha8Rng, Rng, Seed},
     world::{clock::SimTime, recorder::Recorder},
 };
@@ -19,7 +20,7 @@ type Kv = pb::kv_client::KvClient<Channel>;
 
 pub struct Client {
     number: u64,
-    options: WorkloadOptions,
+    options: Workload,
     net: Arc<dyn Net>,
     recorder: Recorder,
     seen: Seen,
@@ -35,7 +36,7 @@ pub struct Client {
 impl Client {
     pub fn new(
         number: u64,
-        options: &WorkloadOptions,
+        options: &Workload,
         nodes: usize,
         net: Arc<dyn Net>,
         recorder: &Recorder,
@@ -59,7 +60,7 @@ impl Client {
 
     /// Calls until `end`.
     pub async fn run(mut self, end: Duration) {
-        let mean_ns = self.options.clients as f64 * 1e9 / self.options.ops_per_second;
+        let mean_ns = self.options.clients as f64 * 1e9 / self.options.ops_per_second as f64;
         let mut next = self.time.now();
         loop {
             // Uniform between none and twice the mean: an even load without a beat.
@@ -84,7 +85,8 @@ impl Client {
     }
 
     fn choose(&mut self) -> Request {
-        let Mix { put, get, range, delete, compare_and_set, serializable_percent } = self.options.mix;
+        let Mix { put, get, range, delete, compare_and_set } = self.options.mix;
+        let serializable_percent = self.options.serializable_percent;
         let total = u64::from(put + get + range + delete + compare_and_set);
         let mut draw = self.below(total) as u32;
         let mut is = |weight: u32| {

@@ -10,31 +10,6 @@ use parking_lot::Mutex;
 pub use self::{channel::Channel, client::Client, watcher::Watcher};
 use crate::history::{NodeNumber, Text};
 
-/// What the clients of a run do.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WorkloadOptions {
-    pub clients: u64,
-    pub watchers: u64,
-    pub keys: u64,
-    /// Of all clients together, in simulated time.
-    pub ops_per_second: f64,
-    pub mix: Mix,
-    /// How long a client waits for an answer, in milliseconds.
-    pub timeout_ms: u64,
-}
-
-/// Weights of the operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mix {
-    pub put: u32,
-    pub get: u32,
-    pub range: u32,
-    pub delete: u32,
-    pub compare_and_set: u32,
-    /// Of gets and ranges.
-    pub serializable_percent: u32,
-}
-
 /// The value of each key that some client saw last.
 pub type Seen = Arc<Mutex<BTreeMap<Text, Text>>>;
 

@@ -8,9 +8,10 @@ use detcd_node::{
 use futures::channel::mpsc;
 use tonic::Streaming;
 
-use super::{Channel, Endpoints, WorkloadOptions, client::key_value, key, keys_end};
+use super::{Channel, Endpoints, client::key_value, key, keys_end};
 use crate::{
     history::{Event, Keys, Watched, WatchedEvent, WatcherId},
+    scenario::Workload,
     seed::{ChaCha8Rng, Rng, Seed},
     world::{clock::SimTime, recorder::Recorder},
 };
@@ -36,7 +37,7 @@ pub struct Watcher {
 impl Watcher {
     pub fn new(
         number: u64,
-        options: &WorkloadOptions,
+        options: &Workload,
         nodes: usize,
         net: Arc<dyn Net>,
         recorder: &Recorder,

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     history::{Event, NodeNumber},
-    seed::Seed,
+    seed::{Rng, Seed},
 };
 
 /// How to build a cluster.
@@ -138,8 +138,23 @@ impl Cluster {
         exits.collect()
     }
 
-    /// Kills the process, and with `power_loss` the machine under it: what was not synced may be gone.
-    pub fn kill(&self, number: NodeNumber, power_loss: bool, seed: Seed) {
+    /// The process dies; the machine keeps what was written.
+    pub fn kill(&self, number: NodeNumber, seed: Seed) {
+        self.end(number, false, |machine| {
+            machine.net.kill(machine.ip);
+            machine.disk.kill(&mut seed.rng());
+        });
+    }
+
+    /// The machine dies: what was not synced may be gone, as `rng` decides.
+    pub fn power_off(&self, number: NodeNumber, rng: &mut impl Rng) {
+        self.end(number, true, |machine| {
+            machine.net.power_off(machine.ip);
+            machine.disk.power_loss(rng);
+        });
+    }
+
+    fn end(&self, number: NodeNumber, power_loss: bool, fence: impl FnOnce(&Machine)) {
         let node = self.node(number);
         {
             let mut state = node.state.lock();
@@ -149,15 +164,7 @@ impl Cluster {
             (state.running, state.paused) = (false, false);
         }
         // The fences fall before the tasks are dropped: destructors run, but nothing they do gets out.
-        let machine = &node.machine;
-        let mut rng = seed.rng();
-        if power_loss {
-            machine.net.power_off(machine.ip);
-            machine.disk.power_loss(&mut rng);
-        } else {
-            machine.net.kill(machine.ip);
-            machine.disk.kill(&mut rng);
-        }
+        fence(&node.machine);
         let handle = Handle::current();
         handle.resume(node.process.id());
         handle.kill(node.process.id());
@@ -192,12 +199,6 @@ impl Cluster {
             state.paused = paused;
             act(&Handle::current(), node.process.id());
         }
-    }
-
-    /// Cuts or mends the way from one node to another.
-    pub fn cut(&self, from: NodeNumber, to: NodeNumber, cut: bool) {
-        let (from, to) = (node_ip(from.0), node_ip(to.0));
-        if cut { self.net.cut(from, to) } else { self.net.heal(from, to) }
     }
 }
 
@@ -243,7 +244,6 @@ fn config(number: NodeNumber, options: &ClusterOptions, founders: &[Founder]) ->
 
 /// Between -max and +max, by the machine's seed.
 fn drift(seed: Seed, max: u32) -> i32 {
-    use crate::seed::Rng as _;
     let draw = seed.child("drift", 0).rng().next_u64();
     let max = i64::from(max);
     (draw as i64).rem_euclid(2 * max + 1).saturating_sub(max) as i32

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 
 use super::{
     clock::SimTime,
+    cluster::Leadership,
     disk::{DiskObserver, DiskOp},
     net::{NetObserver, NetOp},
 };
@@ -40,6 +41,9 @@ pub struct Record {
     hash: RollingHash,
     seam_events: u64,
     next_checkpoint: u64,
+    leadership: Leadership,
+    /// The run is over: what the end of the world brings about is no part of it.
+    closed: bool,
     pub history: Vec<Stamped>,
     pub laws: Vec<Box<dyn Law>>,
     trace: Option<BufWriter<File>>,
@@ -53,6 +57,8 @@ impl Recorder {
             hash: RollingHash(0xcbf2_9ce4_8422_2325),
             seam_events: 0,
             next_checkpoint: CHECKPOINT_EVENTS,
+            leadership: Leadership::default(),
+            closed: false,
             history: Vec::new(),
             laws,
             trace: trace.map(BufWriter::new),
@@ -62,9 +68,16 @@ impl Recorder {
     /// Adds an event to the history.
     pub fn record(&self, event: Event) {
         let mut record = self.0.lock();
+        if record.closed {
+            return;
+        }
         let at = record.now();
         match &event {
-            Event::Node { node, event } => record.seam("node", node.0 as u64, event),
+            Event::Node { node, event } => {
+                tracing::debug!(target: "node", "{node} {event:?}");
+                record.leadership.observe(*node, event);
+                record.seam("node", node.0 as u64, event);
+            }
             Event::Call { op, client, .. } => record.seam("call", op.0, client),
             Event::Return { op, .. } => record.seam("return", op.0, &()),
             Event::Watch { watcher, .. } => record.seam("watch", watcher.0, &()),
@@ -77,6 +90,15 @@ impl Recorder {
         let stamped = Stamped { at, sequence, event };
         record.laws.iter_mut().for_each(|law| law.observe(&stamped));
         record.history.push(stamped);
+    }
+
+    /// Who led last, as far as anybody noted.
+    pub fn leader(&self) -> Option<NodeNumber> {
+        self.0.lock().leadership.leader()
+    }
+
+    pub fn close(&self) {
+        self.0.lock().closed = true;
     }
 
     pub fn node(&self, node: NodeNumber, event: NodeEvent) {
@@ -113,6 +135,9 @@ impl Record {
     }
 
     fn seam<T: Hash + Debug + ?Sized>(&mut self, kind: &'static str, number: u64, what: &T) {
+        if self.closed {
+            return;
+        }
         let now = self.now();
         self.seam_events += 1;
         self.hash.write_u64(now.0);

@@ -54,11 +54,10 @@ pub enum Step {
     Double {
         at: u16,
     },
-    /// Any message gets lost; its sender may learn of it.
-    Drop {
-        at: u16,
-        known: bool,
-    },
+    /// Any message gets lost.
+    Drop { at: u16 },
+    /// A connection breaks: what is on its way there gets lost, and the sender learns of it.
+    Reset { from: u8, to: u8 },
     /// A disk completes batches.
     Write {
         member: u8,
@@ -229,7 +228,12 @@ impl Cluster {
             Step::Flow { count } => (0..count).try_for_each(|_| self.deliver(0, false)),
             Step::Deliver { at } => self.deliver(message(at), false),
             Step::Double { at } => self.deliver(message(at), true),
-            Step::Drop { at, known } => self.drop_message(message(at), known),
+            Step::Drop { at } => {
+                let at = message(at);
+                (at < self.flying.len()).then(|| self.flying.remove(at));
+                Ok(())
+            }
+            Step::Reset { from, to } => self.reset(member(from), member(to)),
             Step::Write { member: number, batches } => self.write(member(number), usize::from(batches)),
             Step::Propose { member: number, request } => self.propose(member(number), request),
             Step::Read { member: number } => self.read(member(number)),
@@ -295,12 +299,9 @@ impl Cluster {
         self.input(to, Input::Message(message))
     }
 
-    fn drop_message(&mut self, at: usize, known: bool) -> Verdict {
-        if at >= self.flying.len() {
-            return Ok(());
-        }
-        let Flying { from, to, .. } = self.flying.remove(at);
-        if known { self.input(from, Input::Unreachable(id(to))) } else { Ok(()) }
+    fn reset(&mut self, from: usize, to: usize) -> Verdict {
+        self.flying.retain(|flying| (flying.from, flying.to) != (from, to));
+        if from == to { Ok(()) } else { self.input(from, Input::Unreachable(id(to))) }
     }
 
     fn write(&mut self, at: usize, batches: usize) -> Verdict {

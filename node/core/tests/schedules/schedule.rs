@@ -63,22 +63,27 @@ struct Temper {
     time: u32,
     writes: u32,
     clients: u32,
+    /// Many inputs in one turn.
+    turns: u32,
     trouble: u32,
 }
 
 fn temper() -> impl Strategy<Value = Temper> {
-    (10u32..60, 5u32..40, 5u32..50, 5u32..25, 1u32..20)
-        .prop_map(|(traffic, time, writes, clients, trouble)| Temper { traffic, time, writes, clients, trouble })
+    (10u32..60, 5u32..40, 5u32..50, 5u32..25, 1u32..25, 1u32..20).prop_map(
+        |(traffic, time, writes, clients, turns, trouble)| Temper { traffic, time, writes, clients, turns, trouble },
+    )
 }
 
 fn step(temper: Temper) -> impl Strategy<Value = Step> {
     let member = || 0u8..60;
+    let victim = || prop_oneof![member(), Just(LEADER)];
     let at = any::<u16>;
     let traffic = prop_oneof![
         20 => (1u8..40).prop_map(|count| Step::Flow { count }),
         6 => at().prop_map(|at| Step::Deliver { at }),
         2 => at().prop_map(|at| Step::Double { at }),
-        4 => (at(), any::<bool>()).prop_map(|(at, known)| Step::Drop { at, known }),
+        3 => at().prop_map(|at| Step::Drop { at }),
+        2 => (victim(), member()).prop_map(|(from, to)| Step::Reset { from, to }),
     ];
     let time = prop_oneof![
         2 => member().prop_map(|member| Step::Tick { member }),
@@ -88,7 +93,6 @@ fn step(temper: Temper) -> impl Strategy<Value = Step> {
         3 => (prop_oneof![2 => member(), 1 => Just(LEADER)], request()).prop_map(|(member, request)| Step::Propose { member, request }),
         2 => member().prop_map(|member| Step::Read { member }),
     ];
-    let victim = || prop_oneof![member(), Just(LEADER)];
     let trouble = prop_oneof![
         6 => (victim(), any::<bool>(), 0u8..4, 0u8..3)
             .prop_map(|(member, polite, survived, torn)| Step::Crash { member, polite, survived, torn }),
@@ -97,13 +101,13 @@ fn step(temper: Temper) -> impl Strategy<Value = Step> {
         3 => (victim(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
         4 => Just(Step::Join),
         3 => (1u8..5).prop_map(|ticks| Step::Calm { ticks }),
-        4 => (member(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
     ];
     prop_oneof![
         temper.traffic => traffic,
         temper.time => time,
         temper.writes => (member(), 1u8..6).prop_map(|(member, batches)| Step::Write { member, batches }),
         temper.clients => clients,
+        temper.turns => (victim(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
         temper.trouble => trouble,
     ]
 }

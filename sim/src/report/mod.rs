@@ -1,0 +1,147 @@
+//! What a run showed: one value, for people on the terminal, for machines as JSON, for later in a folder.
+mod evidence;
+mod save;
+mod terminal;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{save::save, terminal::print};
+use crate::{
+    history::Event,
+    nemesis::Tally,
+    oracle::Verdict,
+    runner::{Ops, Plan, Run},
+    scenario::Scenario,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Result {
+    Holds,
+    Violated,
+    /// Some law could not judge, or there was too little to judge.
+    Unknown,
+}
+
+impl Result {
+    /// The process's exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Result::Holds => 0,
+            Result::Violated => 1,
+            Result::Unknown => 2,
+        }
+    }
+}
+
+/// A run in short, as a sweep's row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub scenario: String,
+    pub seed: u64,
+    pub plant: Option<String>,
+    pub result: Result,
+    /// Why it is not "holds": the laws broken, or what was missing.
+    pub why: Vec<String>,
+    pub hash: String,
+    pub events: u64,
+    pub ops: Ops,
+    pub faults: Vec<Tally>,
+    pub laws: Vec<LawRow>,
+    pub simulated_ms: u64,
+    pub wall_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LawRow {
+    pub name: String,
+    pub result: Result,
+    pub judged: u64,
+}
+
+impl Summary {
+    pub fn new(file: &str, plan: &Plan, run: &Run, wall: Duration) -> Summary {
+        let rows = run.laws.iter().map(|(name, verdict)| law_row(name, verdict)).collect();
+        let (result, why) = judge(&plan.scenario, run);
+        Summary {
+            scenario: file.to_owned(),
+            seed: plan.seed,
+            plant: plan.plant.map(|plant| plant.to_string()),
+            result,
+            why,
+            hash: format!("{:016x}", run.hash),
+            events: run.events,
+            ops: run.ops,
+            faults: run.faults.clone(),
+            laws: rows,
+            simulated_ms: run.simulated.as_millis() as u64,
+            wall_ms: wall.as_millis() as u64,
+        }
+    }
+
+    /// The command that does it again.
+    pub fn replay(&self) -> String {
+        let plant = self.plant.as_ref().map(|plant| format!(" --plant {plant}")).unwrap_or_default();
+        format!("cargo sim run {} --seed {}{plant}", self.scenario, self.seed)
+    }
+}
+
+fn law_row(name: &str, verdict: &Verdict) -> LawRow {
+    let (result, judged) = match verdict {
+        Verdict::Holds { judged } => (Result::Holds, *judged),
+        Verdict::Violated(_) => (Result::Violated, 0),
+        Verdict::Unknown { .. } => (Result::Unknown, 0),
+    };
+    LawRow { name: name.to_owned(), result, judged }
+}
+
+/// A violation outweighs whatever is unknown; what showed nothing does not hold.
+fn judge(scenario: &Scenario, run: &Run) -> (Result, Vec<String>) {
+    let broken = run.laws.iter().filter_map(|(name, verdict)| match verdict {
+        Verdict::Violated(violation) => Some(format!("{name}: {}: {}", violation.subject, violation.got)),
+        _ => None,
+    });
+    let accident = run.accident.iter().map(|accident| format!("{}: {}", accident.kind, accident.text));
+    let violated: Vec<_> = accident.chain(broken).collect();
+    if !violated.is_empty() {
+        return (Result::Violated, violated);
+    }
+    let unknown = missing(scenario, run);
+    if unknown.is_empty() { (Result::Holds, unknown) } else { (Result::Unknown, unknown) }
+}
+
+/// What would have had to come about for the run to show anything.
+fn missing(scenario: &Scenario, run: &Run) -> Vec<String> {
+    let mut missing = Vec::new();
+    for (name, verdict) in &run.laws {
+        match verdict {
+            Verdict::Unknown { why } => missing.push(format!("{name} cannot judge: {why}")),
+            Verdict::Holds { judged: 0 } => missing.push(format!("{name} judged nothing")),
+            _ => {}
+        }
+    }
+    let expect = &scenario.expect;
+    let mut at_least = |what: &str, got: u64, min: u64| {
+        if got < min {
+            missing.push(format!("{got} operations were {what}; the scenario wants {min}"));
+        }
+    };
+    at_least("acknowledged", run.ops.acknowledged, expect.acknowledged_min);
+    at_least("acknowledged while a fault was on", run.ops.under_fault, expect.under_fault_min);
+    for name in &expect.must_fire {
+        if !run.faults.iter().any(|tally| tally.nemesis == *name && tally.fired > 0) {
+            missing.push(format!("no fault of {name} had an effect"));
+        }
+    }
+    let events = run.history.iter().filter_map(|stamped| match &stamped.event {
+        Event::Node { event, .. } => Some(event.name()),
+        _ => None,
+    });
+    let reached: BTreeSet<_> = events.collect();
+    for name in expect.must_reach.iter().filter(|name| !reached.contains(name.as_str())) {
+        missing.push(format!("no node ever noted {name}"));
+    }
+    missing
+}

@@ -1,0 +1,227 @@
+//! Many seeds of many scenarios, a process each: what one run leaves behind in a process can hide nothing from the next.
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cli,
+    plant::Plant,
+    report::{Result as Outcome, Summary},
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Scenario files.
+    #[arg(required = true)]
+    scenarios: Vec<PathBuf>,
+    /// The seeds, FIRST..=LAST or FIRST..LAST, both included.
+    #[arg(long, default_value = "1..100")]
+    seeds: String,
+    /// Processes at once.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Prints each run's summary as a line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// Keeps the rows in this file, and skips what it has already from the same commit.
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    /// Plants a bug, to see after how many seeds a law catches it.
+    #[arg(long, value_enum)]
+    plant: Option<Plant>,
+    /// Stops at the first violation.
+    #[arg(long)]
+    stop: bool,
+}
+
+/// One run, and of what it was one.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    commit: String,
+    #[serde(flatten)]
+    summary: Summary,
+}
+
+pub fn main(args: &Args) -> u8 {
+    let Some(seeds) = parse_seeds(&args.seeds) else {
+        return cli::usage(format!("--seeds {}: expected FIRST..LAST, such as 1..200", args.seeds));
+    };
+    for scenario in &args.scenarios {
+        if let Err(code) = cli::load(scenario) {
+            return code;
+        }
+    }
+    let commit = commit();
+    let done = args.resume.as_deref().map(|path| known(path, &commit)).unwrap_or_default();
+    let all = seeds.flat_map(|seed| args.scenarios.iter().map(move |scenario| (scenario.clone(), seed)));
+    let todo: Vec<_> =
+        all.filter(|(scenario, seed)| !done.contains(&(scenario.display().to_string(), *seed))).collect();
+    let mut file = match args.resume.as_deref().map(append).transpose() {
+        Ok(file) => file,
+        Err(error) => return cli::usage(format!("--resume: the file cannot be written: {error}")),
+    };
+    let mut tally = Tally { todo: todo.len(), skipped: done.len(), ..Tally::default() };
+    run_all(args, &todo, &mut |result| {
+        match &result {
+            Ok(summary) => {
+                let row = Row { commit: commit.clone(), summary: summary.clone() };
+                let line = serde_json::to_string(&row).expect("a row is plain data");
+                if let Some(file) = &mut file {
+                    writeln!(file, "{line}").expect("the rows can be written");
+                }
+                if args.json {
+                    println!("{line}");
+                }
+            }
+            Err(error) => eprintln!("cargo sim: {error}"),
+        }
+        tally.add(result);
+        tally.show();
+        !(args.stop && !tally.violated.is_empty())
+    });
+    tally.finish(args.json)
+}
+
+fn parse_seeds(text: &str) -> Option<std::ops::RangeInclusive<u64>> {
+    let (first, last) = text.split_once("..")?;
+    let (first, last) = (first.parse().ok()?, last.trim_start_matches('=').parse().ok()?);
+    (first <= last).then_some(first..=last)
+}
+
+/// Which commit this is, and whether it was changed since.
+fn commit() -> String {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).stderr(Stdio::null()).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short", "HEAD"]).filter(|commit| !commit.is_empty());
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|status| !status.is_empty());
+    commit.unwrap_or_else(|| "unknown".into()) + if changed { "+" } else { "" }
+}
+
+/// What a file of rows has from this commit.
+fn known(path: &Path, commit: &str) -> BTreeSet<(String, u64)> {
+    let Ok(file) = File::open(path) else { return BTreeSet::new() };
+    let rows = BufReader::new(file).lines().map_while(Result::ok);
+    let rows = rows.filter_map(|line| serde_json::from_str::<Row>(&line).ok());
+    rows.filter(|row| row.commit == commit).map(|row| (row.summary.scenario, row.summary.seed)).collect()
+}
+
+fn append(path: &Path) -> std::io::Result<File> {
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        fs::create_dir_all(dir)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// Runs everything, `--jobs` at once; `each` says whether to go on.
+fn run_all(args: &Args, todo: &[(PathBuf, u64)], each: &mut dyn FnMut(Result<Summary, String>) -> bool) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (results, ended) = mpsc::channel();
+        for _ in 0..args.jobs.max(1) {
+            let (results, next) = (results.clone(), &next);
+            scope.spawn(move || {
+                while let Some((scenario, seed)) = todo.get(next.fetch_add(1, Relaxed)) {
+                    if results.send(run_one(scenario, *seed, args.plant)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(results);
+        for result in ended {
+            if !each(result) {
+                next.store(todo.len(), Relaxed);
+            }
+        }
+    });
+}
+
+fn run_one(scenario: &Path, seed: u64, plant: Option<Plant>) -> Result<Summary, String> {
+    let program = std::env::current_exe().map_err(|error| format!("this program cannot be found: {error}"))?;
+    let mut command = Command::new(program);
+    command.arg("run").arg(scenario).args(["--seed", &seed.to_string(), "--json"]);
+    if let Some(plant) = plant {
+        command.args(["--plant", &plant.to_string()]);
+    }
+    let name = format!("{} seed {seed}", scenario.display());
+    let output = command.output().map_err(|error| format!("{name}: cannot be started: {error}"))?;
+    let line = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(line.trim()).map_err(|_| {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        format!("{name}: died without a verdict ({}): {}", output.status, errors.trim())
+    })
+}
+
+#[derive(Default)]
+struct Tally {
+    todo: usize,
+    skipped: usize,
+    done: usize,
+    acknowledged: u64,
+    simulated_ms: u64,
+    violated: Vec<String>,
+    unknown: Vec<String>,
+    died: usize,
+}
+
+impl Tally {
+    fn add(&mut self, result: Result<Summary, String>) {
+        self.done += 1;
+        let Ok(summary) = result else {
+            self.died += 1;
+            return;
+        };
+        self.acknowledged += summary.ops.acknowledged;
+        self.simulated_ms += summary.simulated_ms;
+        let line = format!("{}: {}", summary.replay(), summary.why.join("; "));
+        match summary.result {
+            Outcome::Holds => {}
+            Outcome::Violated => self.violated.push(line),
+            Outcome::Unknown => self.unknown.push(line),
+        }
+    }
+
+    /// A bar, if somebody watches.
+    fn show(&self) {
+        if std::io::stderr().is_terminal() {
+            let filled = self.done * 40 / self.todo.max(1);
+            let bar = "#".repeat(filled) + &".".repeat(40 - filled);
+            let (violated, unknown) = (self.violated.len() + self.died, self.unknown.len());
+            eprint!("\r[{bar}] {}/{}, {violated} violated, {unknown} unknown\r", self.done, self.todo);
+        }
+    }
+
+    fn finish(&self, quiet: bool) -> u8 {
+        let violated = self.violated.len() + self.died;
+        if !quiet {
+            println!(
+                "{} runs, {} skipped; {} s simulated, {} calls acknowledged; {} hold, {violated} violated, {} unknown",
+                self.done,
+                self.skipped,
+                self.simulated_ms / 1_000,
+                self.acknowledged,
+                self.done - violated - self.unknown.len(),
+                self.unknown.len()
+            );
+            self.violated.iter().for_each(|line| println!("VIOLATED {line}"));
+            self.unknown.iter().for_each(|line| println!("UNKNOWN  {line}"));
+        }
+        match (violated, self.unknown.len()) {
+            (0, 0) => 0,
+            (0, _) => 2,
+            _ => 1,
+        }
+    }
+}
