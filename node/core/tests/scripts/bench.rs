@@ -1,0 +1,234 @@
+//! A cluster that does nothing unless told: every tick, message and batch is moved by hand.
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use detcd_core::{
+    consensus::Message,
+    limits,
+    machine::{command::Command, membership::Member as Founder},
+    proto::raftpb,
+    replica::{Config, Input, Output, Proposal, Replica, founding_log},
+    types::{MemberId, Millis, StreamId, Ticket, TraceId},
+    watch,
+};
+
+use crate::{disk::Disk, show::Names};
+
+struct Member {
+    replica: Option<Replica>,
+    disk: Disk,
+    now: u64,
+    starts: u64,
+}
+
+pub struct Bench {
+    members: BTreeMap<u64, Member>,
+    links: BTreeMap<(u64, u64), VecDeque<Vec<u8>>>,
+    isolated: BTreeSet<u64>,
+    names: Names,
+    tickets: u64,
+    /// What happened, in words.
+    pub story: String,
+    /// What happened, to the last bit.
+    pub record: Vec<String>,
+    /// Bytes of the largest message sent.
+    pub largest: usize,
+}
+
+impl Bench {
+    /// A cluster that was just founded; its members are known by name already.
+    pub fn new(count: u64) -> Bench {
+        let founders: Vec<_> = (1..=count).map(founder).collect();
+        let log = founding_log(&founders);
+        let member = |id| (id, Member { replica: None, disk: Disk::new(log.clone()), now: 0, starts: 0 });
+        let mut bench = Bench {
+            members: (1..=count).map(member).collect(),
+            links: BTreeMap::new(),
+            isolated: BTreeSet::new(),
+            names: Names::default(),
+            tickets: 0,
+            story: String::new(),
+            record: Vec::new(),
+            largest: 0,
+        };
+        (1..=count).for_each(|id| bench.start(id));
+        bench
+    }
+
+    pub fn ids(&self) -> Vec<u64> {
+        self.members.keys().copied().collect()
+    }
+
+    fn member(&mut self, id: u64) -> &mut Member {
+        self.members.get_mut(&id).unwrap_or_else(|| panic!("there is no member {id}"))
+    }
+
+    pub fn replica(&self, id: u64) -> Option<&Replica> {
+        self.members[&id].replica.as_ref()
+    }
+
+    pub fn start(&mut self, id: u64) {
+        let member = self.member(id);
+        member.starts += 1;
+        let Founder { name, client_urls, .. } = founder(id);
+        let config = Config {
+            id: MemberId(id),
+            name,
+            client_urls,
+            cluster_version: "3.6.0".into(),
+            heartbeat_ms: limits::HEARTBEAT_MS,
+            election_ms: limits::ELECTION_MS,
+            request_bytes_max: limits::REQUEST_BYTES_MAX,
+            watch_progress_ms: limits::WATCH_PROGRESS_MS,
+            seed: member.starts << 8 | id,
+        };
+        member.replica = Some(Replica::new(config, member.disk.durable().clone()));
+        self.input(id, Input::Settle);
+    }
+
+    /// The process ends and what its disk did not finish is lost, and `lost` durable entries with it.
+    pub fn crash(&mut self, id: u64, lost: usize) {
+        let member = self.member(id);
+        member.replica = None;
+        member.disk.fail(0, 0);
+        if lost > 0 {
+            let mut log = member.disk.durable().clone();
+            log.entries.truncate(log.entries.len() - lost);
+            let last = log.entries.last().map_or(0, |entry| entry.index);
+            log.hard_state.commit.0 = log.hard_state.commit.0.min(last);
+            member.disk = Disk::new(log);
+        }
+    }
+
+    pub fn isolate(&mut self, id: u64) {
+        self.isolated.insert(id);
+    }
+
+    pub fn join(&mut self) {
+        self.isolated.clear();
+    }
+
+    pub fn tick(&mut self, id: u64) {
+        let member = self.member(id);
+        member.now += limits::HEARTBEAT_MS;
+        let now = Millis(member.now);
+        self.input(id, Input::Tick { now });
+    }
+
+    pub fn propose(&mut self, id: u64, command: Command) -> u64 {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.input(id, Input::Propose(Proposal { ticket, trace: TraceId(0), command }));
+        self.tickets
+    }
+
+    pub fn read(&mut self, id: u64) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.input(id, Input::Read { ticket });
+    }
+
+    pub fn watch(&mut self, id: u64, request: watch::Request) {
+        self.input(id, Input::Watch { stream: StreamId(1), request });
+    }
+
+    pub fn stop(&mut self, id: u64) {
+        self.input(id, Input::Stop);
+    }
+
+    /// The next `count` messages on their way from one to the other arrive.
+    pub fn deliver(&mut self, from: u64, to: u64, count: usize) {
+        for _ in 0..count {
+            let Some(bytes) = self.links.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return };
+            self.input(to, Input::Message(Message::decode(&bytes).expect("as it was encoded")));
+        }
+    }
+
+    /// All messages on their way from one to the other are lost. Returns their number.
+    pub fn drop_messages(&mut self, from: u64, to: u64) -> usize {
+        self.links.remove(&(from, to)).map_or(0, |messages| messages.len())
+    }
+
+    /// Puts a message in from outside.
+    pub fn forge(&mut self, message: &raftpb::Message) {
+        let bytes = prost::Message::encode_to_vec(message);
+        self.links.entry((message.from(), message.to())).or_default().push_back(bytes);
+    }
+
+    /// What is on its way, in words.
+    pub fn in_flight(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for ((from, to), messages) in &self.links {
+            for bytes in messages {
+                let message = <raftpb::Message as prost::Message>::decode(&bytes[..]).expect("as it was encoded");
+                lines.push(format!("{from} -> {to}: {}", self.names.message(&message)));
+            }
+        }
+        lines
+    }
+
+    pub fn persist(&mut self, id: u64, count: usize) {
+        if let Some(persist) = self.member(id).disk.complete(count) {
+            self.input(id, Input::Persisted(persist));
+        }
+    }
+
+    /// All messages between `ids` arrive and all their batches become durable, until nothing is left to do.
+    pub fn stabilize(&mut self, ids: &[u64]) {
+        loop {
+            for id in ids {
+                self.persist(*id, usize::MAX);
+            }
+            let links: Vec<_> = self.links.iter().filter(|(_, messages)| !messages.is_empty()).map(|(l, _)| *l).collect();
+            let links: Vec<_> = links.into_iter().filter(|(from, to)| ids.contains(from) && ids.contains(to)).collect();
+            for (from, to) in &links {
+                self.deliver(*from, *to, usize::MAX);
+            }
+            if links.is_empty() && ids.iter().all(|id| self.members[id].disk.waited_for() == 0) {
+                return;
+            }
+        }
+    }
+
+    fn input(&mut self, id: u64, input: Input) {
+        let Some(replica) = self.member(id).replica.as_mut() else { return };
+        let mut out = Vec::new();
+        replica.step(input, &mut out);
+        let halted = |out: &[Output]| out.iter().any(|output| matches!(output, Output::Halt(_)));
+        while !halted(&out) {
+            replica.step(Input::Settle, &mut out);
+            if !replica.has_work() {
+                break;
+            }
+        }
+        if halted(&out) {
+            self.member(id).replica = None;
+        }
+        out.into_iter().for_each(|output| self.output(id, output));
+    }
+
+    fn output(&mut self, id: u64, output: Output) {
+        if let Some(line) = self.names.output(&output) {
+            self.story += &format!("{id} {line}\n");
+        }
+        self.record.push(format!("{id} {output:?}"));
+        match output {
+            Output::Send(message) => {
+                let (to, mut bytes) = (message.to().0, Vec::new());
+                message.encode(&mut bytes);
+                self.record.push(format!("{bytes:?}"));
+                self.largest = self.largest.max(bytes.len());
+                if !self.isolated.contains(&id) && !self.isolated.contains(&to) {
+                    self.links.entry((id, to)).or_default().push_back(bytes);
+                }
+            }
+            Output::Persist(batch) => self.member(id).disk.start(batch),
+            _ => {}
+        }
+    }
+}
+
+fn founder(id: u64) -> Founder {
+    let mut founder = Founder::founding(&format!("m{id}"), vec![format!("http://m{id}:2380")], "token");
+    (founder.id, founder.client_urls) = (MemberId(id), vec![format!("http://m{id}:2379")]);
+    founder
+}

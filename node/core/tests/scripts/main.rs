@@ -1,0 +1,62 @@
+//! The core's behaviour as stories: scripts of commands, each with what the members do on it, in order.
+//!
+//! A script is a text of blocks; lines that begin with `#` are comments.
+//!
+//! ```text
+//! propose 1 put a=1
+//! read 2
+//! ----
+//! what comes of it, up to a blank line
+//! ```
+//!
+//! `DETCD_REWRITE=1 cargo test -p detcd-core --test scripts` writes down what happens now: read the difference.
+mod bench;
+#[path = "../disk/mod.rs"]
+mod disk;
+mod show;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use self::words::Script;
+
+fn scripts() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let files = directory.read_dir().expect("the scripts lie beside this file").map(|entry| entry.unwrap().path());
+    let mut scripts: Vec<_> = files.filter(|path| path.extension().is_some_and(|suffix| suffix == "txt")).collect();
+    scripts.sort();
+    scripts
+}
+
+#[test]
+fn scripts_tell_what_happens() {
+    let rewrite = std::env::var_os("DETCD_REWRITE").is_some();
+    let mut wrong = Vec::new();
+    for path in scripts() {
+        let expected = std::fs::read_to_string(&path).unwrap();
+        let told = Script::run(&expected).told;
+        if told == expected {
+            continue;
+        }
+        if rewrite {
+            #[expect(clippy::disallowed_methods, reason = "a script is rewritten by hand, not by the core")]
+            std::fs::write(&path, told).unwrap();
+            continue;
+        }
+        let same = told.lines().zip(expected.lines()).take_while(|(told, expected)| told == expected).count();
+        let line = |text: &str| text.lines().nth(same).unwrap_or("(the end)").to_owned();
+        let (expected, told) = (line(&expected), line(&told));
+        wrong.push(format!("{}:{}\n  expected: {expected}\n  happened: {told}", path.display(), same + 1));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_same_inputs_give_the_same_outputs_byte_for_byte() {
+    for path in scripts() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (first, second) = (Script::run(&text).record, Script::run(&text).record);
+        assert!(!first.is_empty());
+        assert!(first == second, "{}", path.display());
+    }
+}
