@@ -103,4 +103,20 @@ pub trait Clock: Send + Sync + 'static {
 /// Where a node notes every fact worth observing or triggering on.
 pub trait Probe: Send + Sync + 'static {
     fn note(&self, event: NodeEvent);
+
+    /// How the process is, if there is one to speak of.
+    fn vitals(&self) -> Option<Vitals> {
+        None
+    }
+}
+
+/// A process, as its metrics tell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Vitals {
+    pub resident_bytes: u64,
+    pub open_files: u64,
+    pub files_max: u64,
+    pub cpu_seconds: f64,
+    /// Since the Unix epoch, in seconds.
+    pub started: f64,
 }

@@ -1,20 +1,27 @@
 //! What the client port answers to plain HTTP: health, version, metrics.
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use http_body_util::Full;
 use tonic::body::Body;
 
-use crate::{config::ETCD_VERSION, inbox::Handle, metrics::Metrics};
+use crate::{config::ETCD_VERSION, host::Probe, inbox::Handle, metrics::Metrics};
 
-pub async fn respond<B>(handle: &Handle, metrics: &Metrics, request: &Request<B>) -> Response<Body> {
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+pub async fn respond<B>(handle: &Handle, metrics: &Metrics, probe: &dyn Probe, request: &Request<B>) -> Response<Body> {
     match request.uri().path() {
-        "/health" if request.method() != Method::GET => {
-            text(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "Method Not Allowed\n".into())
+        "/health" | "/version" if request.method() != Method::GET => {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "Method Not Allowed\n".into());
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+            response
         }
         "/health" => health(handle, request.uri().query().unwrap_or_default()).await,
         "/version" => text(StatusCode::OK, "application/json", version_json(handle)),
-        "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", metrics.render(handle.member)),
-        _ => text(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".into()),
+        "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", metrics.render(handle.member, probe.vitals())),
+        _ => text(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n".into()),
     }
 }
 
@@ -33,7 +40,7 @@ async fn health(handle: &Handle, query: &str) -> Response<Body> {
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "false"),
     };
     let body = serde_json::json!({ "health": health, "reason": reason.unwrap_or_default() });
-    text(status, "application/json", body.to_string())
+    text(status, PLAIN, body.to_string()) // not what it is, but what etcd says it is
 }
 
 pub fn version_json(handle: &Handle) -> String {

@@ -12,7 +12,7 @@ use detcd_core::{
     types::MemberId,
 };
 
-use crate::config::ETCD_VERSION;
+use crate::{api::Calls, config::ETCD_VERSION, host::Vitals};
 
 /// Upper bounds in seconds of etcd's histogram of log fsyncs: 1 ms doubling to 8.192 s.
 const FSYNC_BUCKETS: usize = 14;
@@ -35,6 +35,8 @@ pub struct Metrics {
     fsync_count: AtomicU64,
     fsync_micros: AtomicU64,
     peers_connected: AtomicU64,
+    watchers: AtomicU64,
+    pub calls: Calls,
 }
 
 impl Metrics {
@@ -62,6 +64,7 @@ impl Metrics {
     }
 
     pub fn status(&self, status: &Status, machine: &Machine, pending: usize) {
+        self.watchers.store(status.watches as u64, Relaxed);
         self.committed.store(status.committed.0, Relaxed);
         self.applied.store(status.applied.0, Relaxed);
         self.pending.store(pending as u64, Relaxed);
@@ -81,7 +84,7 @@ impl Metrics {
     }
 
     /// Prometheus' text format.
-    pub fn render(&self, member: MemberId) -> String {
+    pub fn render(&self, member: MemberId, vitals: Option<Vitals>) -> String {
         let mut out = String::with_capacity(4096);
         let mut plain = |name: &str, kind: &str, help: &str, value: &AtomicU64| {
             let value = value.load(Relaxed);
@@ -103,8 +106,13 @@ impl Metrics {
         plain("etcd_debugging_mvcc_compact_revision", "gauge", "The compacted revision.", &self.compacted);
         plain("etcd_mvcc_db_total_size_in_bytes", "gauge", "Bytes of all versions held.", &self.store_bytes);
         plain("etcd_mvcc_db_total_size_in_use_in_bytes", "gauge", "Bytes of all versions held.", &self.store_bytes);
+        plain("etcd_debugging_mvcc_watcher_total", "gauge", "Watches that there are.", &self.watchers);
         plain("detcd_peers_connected", "gauge", "Peers that this member has a stream to.", &self.peers_connected);
         self.render_fsync(&mut out);
+        self.calls.render(&mut out);
+        if let Some(vitals) = vitals {
+            render_vitals(&mut out, vitals);
+        }
         let _ = write!(
             out,
             "# HELP etcd_server_id This member.\n# TYPE etcd_server_id gauge\netcd_server_id{{server_id=\"{member}\"}} 1\n\
@@ -129,4 +137,15 @@ impl Metrics {
             micros as f64 / 1e6
         );
     }
+}
+
+fn render_vitals(out: &mut String, vitals: Vitals) {
+    let mut plain = |name: &str, kind: &str, help: &str, value: f64| {
+        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+    };
+    plain("process_resident_memory_bytes", "gauge", "Resident memory.", vitals.resident_bytes as f64);
+    plain("process_open_fds", "gauge", "Open files.", vitals.open_files as f64);
+    plain("process_max_fds", "gauge", "Files that may be open.", vitals.files_max as f64);
+    plain("process_cpu_seconds_total", "counter", "Processor time used.", vitals.cpu_seconds);
+    plain("process_start_time_seconds", "gauge", "When the process started, since 1970.", vitals.started);
 }

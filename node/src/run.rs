@@ -68,9 +68,10 @@ async fn start(
     for listener in peers {
         tokio::spawn(peers::serve(context.clone(), listener));
     }
-    let api = Api { handle: handle.clone(), limits: Limits { txn_ops_max: config.txn_ops_max } };
+    let limits = Limits { txn_ops_max: config.txn_ops_max };
+    let api = Api { handle: handle.clone(), limits, metrics: metrics.clone() };
     for listener in clients {
-        tokio::spawn(api::serve(api.clone(), metrics.clone(), host.clock.clone(), listener));
+        tokio::spawn(api::serve(api.clone(), host.clone(), listener));
     }
     tokio::spawn(tick(host.clone(), handle.clone(), config.heartbeat_ms));
     tokio::spawn(announce(host.clone(), handle.clone()));

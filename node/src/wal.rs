@@ -73,10 +73,7 @@ impl Wal {
         metadata: Metadata,
         founding: &Recovered,
     ) -> Result<Wal, Failure> {
-        disk.create_dir_all(dir).await.map_err(|error| failed("create", dir, error))?;
-        for parent in [dir.parent(), dir.parent().and_then(Path::parent)].into_iter().flatten() {
-            disk.sync_dir(parent).await.map_err(|error| failed("sync", parent, error))?;
-        }
+        create_dir(&*disk, dir).await?;
         let (mut writer, mut bytes) = (format::Writer::new(0), Vec::new());
         writer.begin(&mut bytes, metadata, None);
         founding.entries.iter().for_each(|entry| writer.entry(&mut bytes, entry));
@@ -207,6 +204,22 @@ impl Wal {
         self.path = self.dir.join(format::segment_name(sequence, first));
         Ok(NewSegment { sequence, first })
     }
+}
+
+/// Makes the directory and whatever is missing above it, durably: a log in a directory that is forgotten is forgotten.
+async fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Failure> {
+    let mut missing = Vec::new();
+    for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        match disk.list(ancestor).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
+            _ => break,
+        }
+    }
+    disk.create_dir_all(dir).await.map_err(|error| failed("create", dir, error))?;
+    for parent in missing.iter().filter_map(|dir| dir.parent()) {
+        disk.sync_dir(parent).await.map_err(|error| failed("sync", parent, error))?;
+    }
+    Ok(())
 }
 
 /// A segment under its final name, beginning with `bytes`, durable when this returns.

@@ -70,6 +70,8 @@ fn utf8(text: OsString) -> Result<String> {
 #[derive(Default)]
 struct Values {
     given: BTreeMap<&'static str, String>,
+    /// Those of `given` that the environment gave.
+    variables: BTreeSet<&'static str>,
     warnings: Vec<String>,
 }
 
@@ -101,6 +103,7 @@ impl Values {
                 "conflicting environment variable {key:?} is shadowed by the flag --{name}; unset one of them"
             )),
             Some(flag) if !value.is_empty() => {
+                self.variables.insert(flag.name);
                 self.given.insert(flag.name, value);
                 Ok(())
             }
@@ -117,26 +120,34 @@ impl Values {
         self.given.get(name).cloned().unwrap_or_else(|| flag.default.to_owned())
     }
 
+    /// The flag as whoever set it knows it.
+    fn shown(&self, name: &str) -> String {
+        match self.variables.contains(name) {
+            true => format!("ETCD_{}", name.to_uppercase().replace('-', "_")),
+            false => format!("--{name}"),
+        }
+    }
+
     fn number(&self, name: &str, least: u64, most: u64) -> Result<u64> {
         let text = self.text(name);
         let number = text.parse().ok().filter(|number| (least..=most).contains(number));
-        number.ok_or_else(|| format!("--{name}={text:?} is not a number from {least} to {most}"))
+        number.ok_or_else(|| format!("{}={text:?} is not a number from {least} to {most}", self.shown(name)))
     }
 
     fn switch(&self, name: &str) -> Result<bool> {
         match self.text(name).as_str() {
             "true" | "1" | "t" | "T" | "TRUE" | "True" => Ok(true),
             "false" | "0" | "f" | "F" | "FALSE" | "False" => Ok(false),
-            other => Err(format!("--{name}={other:?} is neither true nor false")),
+            other => Err(format!("{}={other:?} is neither true nor false", self.shown(name))),
         }
     }
 
     fn urls(&self, name: &str) -> Result<Vec<String>> {
-        let text = self.text(name);
+        let (text, shown) = (self.text(name), self.shown(name));
         let urls = text.split(',').map(|url| match parse_url(url.trim()) {
             Some((_, false)) => Ok(url.trim().to_owned()),
-            Some((_, true)) => Err(format!("--{name}: {url} asks for TLS, which is not implemented yet; use http://")),
-            None => Err(format!("--{name}: {url:?} is not a URL such as http://127.0.0.1:2379")),
+            Some((_, true)) => Err(format!("{shown}: {url} asks for TLS, which is not implemented yet; use http://")),
+            None => Err(format!("{shown}: {url:?} is not a URL such as http://127.0.0.1:2379")),
         });
         urls.collect()
     }

@@ -7,10 +7,10 @@ use std::{
 
 use detcd_node::{
     event::{NodeEvent, Role},
-    host::{Clock, Host, Probe, Sleep},
+    host::{Clock, Host, Probe, Sleep, Vitals},
 };
 
-use crate::{files::Files, net::Tcp};
+use crate::{files::Files, net::Tcp, vitals};
 
 pub fn real() -> Host {
     Host {
@@ -45,6 +45,10 @@ impl Clock for SystemClock {
 struct Logger;
 
 impl Probe for Logger {
+    fn vitals(&self) -> Option<Vitals> {
+        vitals::read().ok()
+    }
+
     fn note(&self, event: NodeEvent) {
         match event {
             NodeEvent::Recovered { term, commit, last, .. } => {

@@ -9,6 +9,7 @@ mod host;
 mod log;
 mod net;
 mod usage;
+mod vitals;
 
 use std::{future::Future, os::unix::process::ExitStatusExt, process::ExitCode};
 

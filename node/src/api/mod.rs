@@ -1,4 +1,5 @@
 //! etcd's gRPC API: requests in, core types out. One file a service.
+mod calls;
 mod check;
 mod cluster;
 mod convert;
@@ -10,14 +11,16 @@ mod serve;
 mod status;
 mod watch;
 
+use std::sync::Arc;
+
 use detcd_core::{
     error::Refusal,
     types::{Revision, Term, TraceId},
 };
 use tonic::{Status, metadata::MetadataMap};
 
-pub use self::{notices::NoticeQueue, serve::serve};
-use crate::{inbox::Handle, proto::etcdserverpb::ResponseHeader};
+pub use self::{calls::Calls, notices::NoticeQueue, serve::serve};
+use crate::{inbox::Handle, metrics::Metrics, proto::etcdserverpb::ResponseHeader};
 
 /// The metadata key under which a caller may mark its request, to find it again in what the node notes.
 pub const TRACE_KEY: &str = "detcd-trace";
@@ -27,6 +30,7 @@ pub const TRACE_KEY: &str = "detcd-trace";
 pub struct Api {
     pub handle: Handle,
     pub limits: Limits,
+    pub metrics: Arc<Metrics>,
 }
 
 /// What a request may ask for.

@@ -18,11 +18,10 @@ use hyper_util::{rt::TokioIo, server::conn::auto};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use super::Api;
+use super::{Api, calls::Method};
 use crate::{
-    host::{Clock, Listener, Sleep},
+    host::{Clock, Host, Listener, Sleep},
     http as plain,
-    metrics::Metrics,
     proto::{
         etcdserverpb::{
             cluster_server::ClusterServer, kv_server::KvServer, maintenance_server::MaintenanceServer,
@@ -36,8 +35,9 @@ use crate::{
 const PENDING_RESETS_MAX: usize = 1_000;
 
 /// Accepts clients for as long as the node runs.
-pub async fn serve(api: Api, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, mut listener: Box<dyn Listener>) {
-    let services = Services::new(api, metrics, clock.clone());
+pub async fn serve(api: Api, host: Host, mut listener: Box<dyn Listener>) {
+    let clock = host.clock.clone();
+    let services = Services::new(api, host);
     let mut builder = auto::Builder::new(Spawner);
     builder
         .http2()
@@ -74,12 +74,11 @@ struct Services {
     maintenance: MaintenanceServer<Api>,
     health: HealthServer<Api>,
     api: Api,
-    metrics: Arc<Metrics>,
-    clock: Arc<dyn Clock>,
+    host: Host,
 }
 
 impl Services {
-    fn new(api: Api, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Services {
+    fn new(api: Api, host: Host) -> Services {
         let shared = Arc::new(api.clone());
         Services {
             kv: KvServer::from_arc(shared.clone()).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX),
@@ -88,8 +87,7 @@ impl Services {
             maintenance: MaintenanceServer::from_arc(shared.clone()),
             health: HealthServer::from_arc(shared),
             api,
-            metrics,
-            clock,
+            host,
         }
     }
 
@@ -99,8 +97,10 @@ impl Services {
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         if !is_grpc {
-            return Ok(plain::respond(&self.api.handle, &self.metrics, &request).await);
+            return Ok(plain::respond(&self.api.handle, &self.api.metrics, &*self.host.probe, &request).await);
         }
+        let method = Method::of(request.uri().path());
+        method.iter().for_each(|method| self.api.metrics.calls.started(*method));
         let deadline = deadline(request.headers());
         let request = request.map(Body::new);
         let response = match service_of(request.uri().path()) {
@@ -111,7 +111,13 @@ impl Services {
             "grpc.health.v1.Health" => self.within(deadline, |services| services.health.call(request)).await,
             service => Status::unimplemented(format!("unknown service {service}")).into_http(),
         };
-        Ok(reword_too_large(response))
+        let response = reword_too_large(response);
+        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+        // A stream that began well is over when it is dropped.
+        if let Some(method) = method.filter(|method| method.is_unary() || code != Code::Ok) {
+            self.api.metrics.calls.handled(method, code);
+        }
+        Ok(response)
     }
 
     /// Gives up when the client's time is up, as it does itself.
@@ -119,7 +125,7 @@ impl Services {
     where
         F: Future<Output = Result<Response<Body>, Infallible>>,
     {
-        let late = deadline.map(|deadline| self.clock.sleep(deadline));
+        let late = deadline.map(|deadline| self.host.clock.sleep(deadline));
         let call = call(self);
         let Some(late) = late else { return always(call.await) };
         futures::pin_mut!(call);

@@ -10,9 +10,9 @@ use detcd_core::{
     watch::{Canceled, Create, Event, Filter, Notice, Request as Ask, What, range_of_watch},
 };
 use futures::Stream;
-use tonic::{Request, Response, Status, Streaming, async_trait};
+use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, NoticeQueue, convert::key_value};
+use super::{Api, NoticeQueue, calls::Method, convert::key_value};
 use crate::{
     inbox::Item,
     proto::{
@@ -118,6 +118,7 @@ impl Stream for WatchStream {
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
+        self.api.metrics.calls.handled(Method::WATCH, Code::Cancelled);
         self.ask(Ask::Close);
     }
 }

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 
-use super::{Context, MIN_CLUSTER_VERSION, Peer, note, parse_version};
+use super::{Context, MIN_CLUSTER_VERSION, Peer, RUN_HEADER, note, parse_version};
 use crate::{
     config::{ETCD_VERSION, parse_url},
     host::{Io, Role},
@@ -76,9 +76,12 @@ async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(), D
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
     let mut connection = Connection { peer, driving: Some(Box::pin(connection)) };
     let response = connection.drive(sender.send_request(request(context, peer, address))).await??;
+    let run = response.headers().get(RUN_HEADER).and_then(|run| run.to_str().ok()).map(Arc::from);
     let mut body = accept(response, &mut connection).await?;
+    *peer.incoming.run.lock() = run;
     note(context, NodeEvent::PeerConnected { peer: peer.id });
     let result = read(context, peer, &mut body, &mut connection).await;
+    *peer.incoming.run.lock() = None;
     note(context, NodeEvent::PeerLost { peer: peer.id });
     result
 }
@@ -93,6 +96,7 @@ fn request(context: &Context, peer: &Peer, address: &str) -> Request<Empty<Bytes
         .header("X-Etcd-Cluster-ID", context.cluster.to_string())
         .header("X-PeerURLs", &*context.urls)
         .header("X-Raft-To", peer.id.to_string())
+        .header(RUN_HEADER, &*context.run)
         .body(Empty::new())
         .expect("our own headers are valid")
 }

@@ -47,6 +47,8 @@ pub struct Context {
     pub cluster: ClusterId,
     /// This member's own, as it tells its peers.
     pub urls: Arc<str>,
+    /// Which run of this member it is: a peer that hears of another one parts from what is left of the run before.
+    run: Arc<str>,
     directory: Arc<Mutex<Directory>>,
 }
 
@@ -77,6 +79,8 @@ struct Incoming {
     /// The stream is to be closed and dialled anew.
     cut: AtomicBool,
     waker: AtomicWaker,
+    /// The peer's run that the stream is from; none while there is no stream, or the peer does not tell.
+    run: Mutex<Option<Arc<str>>>,
 }
 
 impl Incoming {
@@ -84,15 +88,28 @@ impl Incoming {
         self.cut.store(true, Relaxed);
         self.waker.wake();
     }
+
+    /// The peer was heard to be in this run. A stream from an earlier one is dead, though nothing said so: its machine
+    /// may have lost power, and we only read from it.
+    fn peer_runs(&self, run: &str) {
+        let stale = self.run.lock().as_deref().is_some_and(|streaming| streaming != run);
+        if stale {
+            self.cut();
+        }
+    }
 }
+
+/// In requests and answers: which run of a member speaks. etcd's members neither send it nor mind it.
+const RUN_HEADER: &str = "X-Detcd-Run";
 
 impl Context {
     pub fn new(host: Host, handle: Handle, urls: &[String]) -> Context {
         Context {
-            host,
             member: handle.member,
             cluster: handle.cluster,
             handle,
+            run: format!("{:016x}", host.seed).into(),
+            host,
             urls: urls.join(",").into(),
             directory: Arc::default(),
         }

@@ -14,7 +14,7 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 
-use super::{Context, MIN_CLUSTER_VERSION, outgoing, outgoing::Outgoing, parse_version};
+use super::{Context, MIN_CLUSTER_VERSION, RUN_HEADER, outgoing, outgoing::Outgoing, parse_version};
 use crate::{config::ETCD_VERSION, host::Listener, http::version_json};
 
 /// Accepts peers for as long as the node runs.
@@ -75,6 +75,7 @@ fn respond(context: &Context, request: &Request<Incoming>) -> Response<Answer> {
     let cluster = context.cluster.to_string();
     headers.insert("X-Etcd-Cluster-ID", cluster.parse().expect("hexadecimal digits"));
     headers.insert("X-Server-Version", ETCD_VERSION.parse().expect("a version"));
+    headers.insert(RUN_HEADER, context.run.parse().expect("hexadecimal digits"));
     response
 }
 
@@ -104,6 +105,9 @@ fn stream(context: &Context, request: &Request<Incoming>, from: &str) -> Result<
         directory.peers.get(&from).ok_or_else(|| (StatusCode::NOT_FOUND, "error sender not found\n".to_owned()))?;
     if hex(headers, "X-Raft-To").map(MemberId) != Some(context.member) {
         return Err((StatusCode::PRECONDITION_FAILED, "to field mismatch\n".into()));
+    }
+    if let Some(run) = headers.get(RUN_HEADER).and_then(|run| run.to_str().ok()) {
+        peer.incoming.peer_runs(run);
     }
     Ok(Outgoing::attach(&Arc::clone(peer)))
 }

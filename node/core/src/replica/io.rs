@@ -112,6 +112,8 @@ pub struct Status {
     pub leader: MemberId,
     pub committed: Index,
     pub applied: Index,
+    /// Watches that clients have.
+    pub watches: usize,
 }
 
 /// A context for a round of reads; unique over members and restarts.

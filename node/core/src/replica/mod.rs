@@ -130,6 +130,7 @@ impl Replica {
             leader: self.consensus.leader(),
             committed: self.consensus.committed(),
             applied: self.machine.applied(),
+            watches: self.hub.watches(),
         }
     }
 
@@ -173,7 +174,8 @@ impl Replica {
     fn settle(&mut self, out: &mut Vec<Output>) {
         self.publish();
         if self.proposals.has_queued() && self.consensus.takes_proposals() {
-            self.consensus.propose(self.proposals.take_queued());
+            let queued = self.proposals.take_queued(self.consensus.term());
+            self.consensus.propose(queued);
         }
         while let Some(progress) = self.consensus.advance(out) {
             for (context, index) in progress.reads {
@@ -235,6 +237,7 @@ impl Replica {
 
     fn apply_command(&mut self, entry: Entry, out: &mut Vec<Output>) -> Result<(), String> {
         let (index, term) = (Index(entry.index), Term(entry.term));
+        let new_term = term > self.machine.applied_term();
         let serving = |request| self.proposals.is_waiting(request);
         let outcome = self.machine.apply(index, term, entry.data, serving).map_err(|error| error.to_string())?;
         let (request, revision) = (outcome.request, outcome.revision);
@@ -243,6 +246,11 @@ impl Replica {
             out.push(Output::Note(NodeEvent::Acknowledged { request, index }));
             let answer = Answer { result: outcome.result, revision, term: self.consensus.term() };
             out.push(Output::Respond { ticket, answer });
+        }
+        if new_term {
+            for (ticket, request) in self.proposals.leader_failed(term) {
+                self.refuse(ticket, request, Refusal::TimeoutLeaderFailed, out);
+            }
         }
         if !outcome.changes.is_empty() {
             self.hub.applied(&outcome.changes, &self.machine.store, out);

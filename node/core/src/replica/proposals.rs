@@ -9,7 +9,7 @@ use raft::eraftpb::Entry;
 use crate::{
     error::Refusal,
     limits::PROPOSALS_WAITING_MAX,
-    types::{MemberId, RequestId, Ticket},
+    types::{MemberId, RequestId, Term, Ticket},
 };
 
 /// Invariants: `by_deadline` lists every waiting request once (and some that no longer wait), deadlines ascending.
@@ -25,6 +25,8 @@ pub struct Proposals {
 struct Waiting {
     ticket: Ticket,
     since_tick: u64,
+    /// The term in which it was handed to raft; none while it is queued.
+    handed_in: Option<Term>,
 }
 
 impl Proposals {
@@ -60,14 +62,26 @@ impl Proposals {
         !self.queued.is_empty()
     }
 
-    /// All at once: one message to the leader, one append, one fsync.
-    pub fn take_queued(&mut self) -> Vec<Entry> {
-        self.queued_ids.clear();
+    /// All at once: one message to the leader of this term, one append, one fsync.
+    pub fn take_queued(&mut self, term: Term) -> Vec<Entry> {
+        for request in self.queued_ids.drain(..) {
+            if let Some(waiting) = self.waiting.get_mut(&request) {
+                waiting.handed_in = Some(term);
+            }
+        }
         take(&mut self.queued)
     }
 
+    /// An entry of this term was applied, and none of it before: what was handed to a leader of an earlier term, and
+    /// was not applied by now, is lost, unless it still wanders about as a forwarded message. Whoever waits for it
+    /// learns at once that nobody knows.
+    pub fn leader_failed(&mut self, term: Term) -> Vec<(Ticket, RequestId)> {
+        let lost = self.waiting.extract_if(.., |_, waiting| waiting.handed_in.is_some_and(|handed| handed < term));
+        lost.map(|(request, waiting)| (waiting.ticket, request)).collect()
+    }
+
     pub fn wait(&mut self, request: RequestId, ticket: Ticket, now: u64, deadline: u64) {
-        self.waiting.insert(request, Waiting { ticket, since_tick: now });
+        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None });
         self.by_deadline.push_back((deadline, request));
     }
 
@@ -86,7 +100,7 @@ impl Proposals {
         let mut expired = Vec::new();
         while self.by_deadline.front().is_some_and(|(deadline, _)| *deadline <= now) {
             let (_, request) = self.by_deadline.pop_front().expect("just seen");
-            let Some(Waiting { ticket, since_tick }) = self.waiting.remove(&request) else { continue };
+            let Some(Waiting { ticket, since_tick, .. }) = self.waiting.remove(&request) else { continue };
             let refusal = if self.forget_queued(request) {
                 Refusal::NoLeader // it never left this member
             } else if since_tick < leader_since && since_tick + spared > leader_since {
@@ -110,7 +124,8 @@ impl Proposals {
 
     /// Everybody who waits. What is queued goes.
     pub fn drain(&mut self) -> Vec<(Ticket, RequestId)> {
-        self.take_queued();
+        self.queued.clear();
+        self.queued_ids.clear();
         self.by_deadline.clear();
         take(&mut self.waiting).into_iter().map(|(request, waiting)| (waiting.ticket, request)).collect()
     }

@@ -118,6 +118,8 @@ pub struct Hub {
     synced: Index,
     /// Streams with watches that are behind and room to catch up.
     hungry: std::collections::BTreeSet<StreamId>,
+    /// Watches of all streams.
+    count: usize,
 }
 
 impl Hub {
@@ -162,6 +164,7 @@ impl Hub {
             Position::Synced { from: create.start }
         };
         stream.watches.insert(watch, Watch::new(create, position));
+        self.count += 1;
     }
 
     fn cancel(&mut self, id: StreamId, watch: WatchId, store: &Store, out: &mut Vec<Output>) {
@@ -174,6 +177,7 @@ impl Hub {
     fn remove(&mut self, id: StreamId, watch: WatchId) -> bool {
         let removed = self.streams.get_mut(&id).and_then(|stream| stream.watches.remove(&watch));
         if let Some(removed) = &removed {
+            self.count -= 1;
             self.synced.remove(&removed.range, (id, watch));
         }
         removed.is_some()
@@ -182,6 +186,7 @@ impl Hub {
     fn close(&mut self, id: StreamId) {
         self.hungry.remove(&id);
         for (watch, closed) in self.streams.remove(&id).unwrap_or_default().watches {
+            self.count -= 1;
             self.synced.remove(&closed.range, (id, watch));
         }
     }
@@ -246,6 +251,11 @@ impl Hub {
         }
     }
 
+    /// How many there are.
+    pub fn watches(&self) -> usize {
+        self.count
+    }
+
     /// Whether some watch could catch up further: the driver calls again soon.
     pub fn has_work(&self) -> bool {
         !self.hungry.is_empty()
@@ -266,6 +276,7 @@ impl Hub {
                 match slice {
                     Err(compacted) => {
                         stream.watches.remove(&watch);
+                        self.count -= 1;
                         out.push(notice(What::Canceled(Canceled::Compacted(compacted))));
                     }
                     Ok(events) => {
@@ -294,6 +305,7 @@ impl Hub {
             synced.map(|(watch, _)| (*id, *watch))
         });
         assert_eq!(synced.collect::<Vec<_>>(), self.synced.all());
+        assert_eq!(self.streams.values().map(|stream| stream.watches.len()).sum::<usize>(), self.count);
     }
 }
 

@@ -15,6 +15,7 @@ mod disk;
 mod laws;
 mod planted;
 mod schedule;
+mod steps;
 
 use std::cell::Cell;
 

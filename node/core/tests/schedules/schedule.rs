@@ -6,8 +6,9 @@ use proptest::{
 };
 
 use crate::{
-    cluster::{Cluster, LEADER, Plant, Request, Setup, Step},
+    cluster::{Cluster, Plant},
     laws::{Law, Tally, Violation},
+    steps::{LEADER, Request, Setup, Step},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +98,7 @@ fn step(temper: Temper) -> impl Strategy<Value = Step> {
         6 => (victim(), any::<bool>(), 0u8..4, 0u8..3)
             .prop_map(|(member, polite, survived, torn)| Step::Crash { member, polite, survived, torn }),
         10 => member().prop_map(|member| Step::Restart { member }),
-        4 => victim().prop_map(|member| Step::Isolate { member }),
+        4 => (victim(), 0u8..6).prop_map(|(member, writes)| Step::Isolate { member, writes }),
         3 => (victim(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
         4 => Just(Step::Join),
         3 => (1u8..5).prop_map(|ticks| Step::Calm { ticks }),

@@ -7,7 +7,7 @@ use detcd_core::{
     machine::{command::Command, membership::Member as Founder},
     proto::raftpb,
     replica::{Config, Input, Output, Proposal, Replica, founding_log},
-    types::{MemberId, Millis, StreamId, Ticket, TraceId},
+    types::{Index, MemberId, Millis, StreamId, Term, Ticket, TraceId},
     watch,
 };
 
@@ -24,6 +24,7 @@ pub struct Bench {
     members: BTreeMap<u64, Member>,
     links: BTreeMap<(u64, u64), VecDeque<Vec<u8>>>,
     isolated: BTreeSet<u64>,
+    stalled: BTreeSet<u64>,
     names: Names,
     tickets: u64,
     /// What happened, in words.
@@ -44,6 +45,7 @@ impl Bench {
             members: (1..=count).map(member).collect(),
             links: BTreeMap::new(),
             isolated: BTreeSet::new(),
+            stalled: BTreeSet::new(),
             names: Names::default(),
             tickets: 0,
             story: String::new(),
@@ -51,6 +53,7 @@ impl Bench {
             largest: 0,
         };
         (1..=count).for_each(|id| bench.start(id));
+        bench.story.clear();
         bench
     }
 
@@ -64,6 +67,13 @@ impl Bench {
 
     pub fn replica(&self, id: u64) -> Option<&Replica> {
         self.members[&id].replica.as_ref()
+    }
+
+    /// The last entry that is durable there.
+    pub fn durable(&self, id: u64) -> (Index, Term) {
+        let disk = &self.members[&id].disk;
+        let last = Index(disk.stamps().len() as u64);
+        (last, disk.stamp(last).map_or(Term(0), |stamp| stamp.term))
     }
 
     pub fn start(&mut self, id: u64) {
@@ -107,6 +117,15 @@ impl Bench {
         self.isolated.clear();
     }
 
+    /// Until it is `heal`ed, nothing becomes durable there.
+    pub fn stall(&mut self, id: u64) {
+        self.stalled.insert(id);
+    }
+
+    pub fn heal(&mut self, id: u64) {
+        self.stalled.remove(&id);
+    }
+
     pub fn tick(&mut self, id: u64) {
         let member = self.member(id);
         member.now += limits::HEARTBEAT_MS;
@@ -114,11 +133,10 @@ impl Bench {
         self.input(id, Input::Tick { now });
     }
 
-    pub fn propose(&mut self, id: u64, command: Command) -> u64 {
+    pub fn propose(&mut self, id: u64, command: Command) {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.input(id, Input::Propose(Proposal { ticket, trace: TraceId(0), command }));
-        self.tickets
     }
 
     pub fn read(&mut self, id: u64) {
@@ -148,12 +166,6 @@ impl Bench {
         self.links.remove(&(from, to)).map_or(0, |messages| messages.len())
     }
 
-    /// Puts a message in from outside.
-    pub fn forge(&mut self, message: &raftpb::Message) {
-        let bytes = prost::Message::encode_to_vec(message);
-        self.links.entry((message.from(), message.to())).or_default().push_back(bytes);
-    }
-
     /// What is on its way, in words.
     pub fn in_flight(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -167,6 +179,9 @@ impl Bench {
     }
 
     pub fn persist(&mut self, id: u64, count: usize) {
+        if self.stalled.contains(&id) {
+            return;
+        }
         if let Some(persist) = self.member(id).disk.complete(count) {
             self.input(id, Input::Persisted(persist));
         }
@@ -178,12 +193,13 @@ impl Bench {
             for id in ids {
                 self.persist(*id, usize::MAX);
             }
-            let links: Vec<_> = self.links.iter().filter(|(_, messages)| !messages.is_empty()).map(|(l, _)| *l).collect();
-            let links: Vec<_> = links.into_iter().filter(|(from, to)| ids.contains(from) && ids.contains(to)).collect();
-            for (from, to) in &links {
+            let busy = self.links.iter().filter(|(_, messages)| !messages.is_empty()).map(|(link, _)| *link);
+            let busy: Vec<_> = busy.filter(|(from, to)| ids.contains(from) && ids.contains(to)).collect();
+            for (from, to) in &busy {
                 self.deliver(*from, *to, usize::MAX);
             }
-            if links.is_empty() && ids.iter().all(|id| self.members[id].disk.waited_for() == 0) {
+            let written = |id: &u64| self.stalled.contains(id) || self.members[id].disk.waited_for() == 0;
+            if busy.is_empty() && ids.iter().all(written) {
                 return;
             }
         }

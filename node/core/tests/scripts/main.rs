@@ -18,7 +18,10 @@ mod words;
 
 use std::path::{Path, PathBuf};
 
-use self::words::Script;
+use bytes::Bytes;
+use detcd_core::limits;
+
+use self::{bench::Bench, words::Script};
 
 fn scripts() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
@@ -59,4 +62,21 @@ fn the_same_inputs_give_the_same_outputs_byte_for_byte() {
         assert!(!first.is_empty());
         assert!(first == second, "{}", path.display());
     }
+}
+
+#[test]
+fn a_follower_far_behind_is_fed_in_messages_of_bounded_size() {
+    let mut bench = Bench::new(3);
+    words::elect(&mut bench, 1);
+    bench.isolate(2);
+    let value = Bytes::from(vec![b'x'; 60_000]);
+    for _ in 0..30 {
+        bench.propose(1, words::put(Bytes::from_static(b"a"), value.clone()));
+        bench.stabilize(&[1, 3]);
+    }
+    bench.join();
+    (bench.tick(1), bench.stabilize(&[1, 2, 3]));
+    assert_eq!(bench.replica(1).unwrap().status(), bench.replica(2).unwrap().status());
+    let bound = limits::APPEND_BYTES_MAX as usize + 1_000;
+    assert!(bench.largest > value.len() * 10 && bench.largest <= bound, "{} bytes", bench.largest);
 }

@@ -137,9 +137,7 @@ fn show_notice(notice: &Notice) -> String {
     let Notice { watch, revision, what, .. } = notice;
     let what = match what {
         What::Created => "created".into(),
-        What::Events(events) => {
-            events.iter().map(|event| show_record(&event.record)).collect::<Vec<_>>().join(", ")
-        }
+        What::Events(events) => events.iter().map(|event| show_record(&event.record)).collect::<Vec<_>>().join(", "),
         What::Progress => "nothing new".into(),
         What::Canceled(Canceled::Asked) => "canceled".into(),
         What::Canceled(Canceled::Compacted(revision)) => format!("canceled: compacted up to {revision}"),

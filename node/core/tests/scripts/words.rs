@@ -11,18 +11,20 @@
 //! | `in-flight` | shows the messages on their way |
 //! | `persist M [N]` | M's disk completes N batches, or all |
 //! | `stabilize [M...]` | messages arrive and batches are completed, among these members or all, until nothing is left |
+//! | `pass N` | N times: every member ticks, and all comes to rest |
 //! | `propose M put K=V`, `propose M delete K` | a client of M writes |
 //! | `read M` | a client of M reads |
 //! | `watch M K [from R]`, `cancel M W` | a client of M watches a key, or no longer |
 //! | `isolate M`, `join` | nothing that M sends, or is sent, arrives; all can talk again |
+//! | `stall M`, `heal M` | M's disk completes nothing; it works again |
 //! | `crash M [losing N]` | M ends as in a power failure; its disk loses N durable entries besides |
 //! | `stop M`, `start M` | M is told to stop; M starts again |
 //! | `status` | how the members stand |
 //!
-//! A command after `quietly` is done, and what happens is not told.
+//! A command after `quietly` is done, and what happens is not told; after `only WORD|WORD`, only lines with such a
+//! word are.
 use bytes::Bytes;
 use detcd_core::{
-    limits::ELECTION_MS,
     machine::command::{Command, Delete, Put},
     mvcc::{KeyRange, RangeEnd},
     types::{LeaseId, Revision, WatchId},
@@ -65,6 +67,14 @@ fn run(bench: &mut Bench, line: &str) {
         run(bench, command);
         return bench.story.truncate(told);
     }
+    if let Some((kept, command)) = line.strip_prefix("only ").and_then(|rest| rest.split_once(' ')) {
+        let told = bench.story.len();
+        run(bench, command);
+        let lines = bench.story.split_off(told);
+        let kept = |line: &&str| kept.split('|').any(|word| line.split([' ', ',', ':']).any(|other| other == word));
+        bench.story.extend(lines.lines().filter(kept).flat_map(|line| [line, "\n"]));
+        return;
+    }
     let words: Vec<_> = line.split_whitespace().collect();
     let number = |at: usize| -> u64 { words[at].parse().unwrap_or_else(|_| panic!("{line}: a number is missing")) };
     let count = |at: usize| words.get(at).map_or(usize::MAX, |_| number(at) as usize);
@@ -72,11 +82,14 @@ fn run(bench: &mut Bench, line: &str) {
         "add-nodes" => *bench = Bench::new(number(1)),
         "elect" => elect(bench, number(1)),
         "tick" => (0..words.get(2).map_or(1, |_| number(2))).for_each(|_| bench.tick(number(1))),
+        "pass" => (0..number(1)).for_each(|_| pass(bench)),
+        "stall" => bench.stall(number(1)),
+        "heal" => bench.heal(number(1)),
         "campaign" => campaign(bench, number(1)),
         "deliver" => bench.deliver(number(1), number(2), count(3)),
         "drop" => {
             let lost = bench.drop_messages(number(1), number(2));
-            bench.story += &format!("{lost} messages are lost\n");
+            bench.story += &format!("messages lost: {lost}\n");
         }
         "in-flight" => {
             let lines = bench.in_flight();
@@ -87,10 +100,7 @@ fn run(bench: &mut Bench, line: &str) {
             let ids = if words.len() > 1 { (1..words.len()).map(number).collect() } else { bench.ids() };
             bench.stabilize(&ids);
         }
-        "propose" => {
-            let id = bench.propose(number(1), command(&words[2..]));
-            assert!(id > 0);
-        }
+        "propose" => bench.propose(number(1), command(&words[2..])),
         "read" => bench.read(number(1)),
         "watch" => {
             let start = if words.len() > 3 { number(4) } else { 0 };
@@ -107,6 +117,12 @@ fn run(bench: &mut Bench, line: &str) {
     }
 }
 
+fn pass(bench: &mut Bench) {
+    let ids = bench.ids();
+    ids.iter().for_each(|id| bench.tick(*id));
+    bench.stabilize(&ids);
+}
+
 fn campaign(bench: &mut Bench, id: u64) {
     let role = |bench: &Bench| bench.replica(id).map(|replica| (replica.status().leader, replica.status().term));
     let before = bench.story.len();
@@ -116,7 +132,7 @@ fn campaign(bench: &mut Bench, id: u64) {
     }
 }
 
-fn elect(bench: &mut Bench, id: u64) {
+pub fn elect(bench: &mut Bench, id: u64) {
     let told = bench.story.len();
     campaign(bench, id);
     let ids = bench.ids();
@@ -134,8 +150,9 @@ fn status(bench: &mut Bench) {
             Some(replica) => {
                 let (status, revision) = (replica.status(), replica.machine().store.revision());
                 let leader = if status.leader.0 == 0 { "nobody".into() } else { status.leader.to_string() };
+                let ((last, last_term), term) = (bench.durable(id), status.term);
                 let position = format!("commit {}, applied {}, revision {revision}", status.committed, status.applied);
-                format!("{id}: term {}, leader {leader}, {position}\n", status.term)
+                format!("{id}: term {term}, leader {leader}, {position}, on disk to {last}/{last_term}\n")
             }
             None => format!("{id}: does not run\n"),
         };
@@ -144,20 +161,27 @@ fn status(bench: &mut Bench) {
 }
 
 fn command(words: &[&str]) -> Command {
-    let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     match words {
         ["put", assignment] => {
             let (key, value) = assignment.split_once('=').expect("put key=value");
-            let (key, value, lease) = (bytes(key), bytes(value), LeaseId(0));
-            Command::Put(Put { key, value, lease, previous: false, ignore_value: false, ignore_lease: false })
+            put(bytes(key), bytes(value))
         }
         ["delete", key] => Command::Delete(Delete { range: one(key), previous: false }),
         _ => panic!("{words:?} is no command"),
     }
 }
 
+pub fn put(key: Bytes, value: Bytes) -> Command {
+    let lease = LeaseId(0);
+    Command::Put(Put { key, value, lease, previous: false, ignore_value: false, ignore_lease: false })
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
 fn one(key: &str) -> KeyRange {
-    KeyRange { start: Bytes::copy_from_slice(key.as_bytes()), end: RangeEnd::Single }
+    KeyRange { start: bytes(key), end: RangeEnd::Single }
 }
 
 fn create(key: &str, start: Revision) -> Create {
