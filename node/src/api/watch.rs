@@ -5,6 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use detcd_core::{
     types::{Revision, StreamId, WatchId},
     watch::{Canceled, Create, Event, Filter, Notice, Request as Ask, What, range_of_watch},
@@ -144,6 +145,10 @@ fn convert_event(event: &Event) -> mvccpb::Event {
     if !record.is_tombstone() {
         return mvccpb::Event { r#type: mvccpb::event::EventType::Put as i32, kv: Some(key_value(record)), prev_kv };
     }
-    let kv = mvccpb::KeyValue { key: record.key.clone(), mod_revision: record.position.main, ..Default::default() };
+    let kv = mvccpb::KeyValue {
+        key: Bytes::copy_from_slice(&record.key),
+        mod_revision: record.modified().0,
+        ..Default::default()
+    };
     mvccpb::Event { r#type: mvccpb::event::EventType::Delete as i32, kv: Some(kv), prev_kv }
 }

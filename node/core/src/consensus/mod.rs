@@ -22,11 +22,8 @@ use raft::{
     eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, MessageType},
 };
 
+pub use self::message::{Message, MessageError};
 use self::{election::ElectionTimer, log::Log};
-pub use self::{
-    log::entry_bytes,
-    message::{Message, MessageError},
-};
 use crate::{
     event::{NodeEvent, Role},
     format::wal::HardState,

@@ -1,15 +1,14 @@
 //! Who holds which lease: the replicated part. When a lease ends is the leader's business, by its own clock.
-use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 
-use crate::{error::Refusal, types::LeaseId};
+use crate::{error::Refusal, mvcc::Key, types::LeaseId};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Lease {
     /// Seconds, as granted.
     pub ttl: i64,
     /// The keys whose newest version names this lease.
-    pub keys: OrdSet<Bytes>,
+    pub keys: OrdSet<Key>,
 }
 
 /// Invariant: a key is in the set of one lease at most.
@@ -41,12 +40,12 @@ impl Leases {
     }
 
     /// Ends the lease; returns its keys, in order, for the store to delete.
-    pub fn revoke(&mut self, id: LeaseId) -> Result<OrdSet<Bytes>, Refusal> {
+    pub fn revoke(&mut self, id: LeaseId) -> Result<OrdSet<Key>, Refusal> {
         self.by_id.remove(&id).map(|lease| lease.keys).ok_or(Refusal::LeaseNotFound)
     }
 
     /// `key` goes over from one lease to another; either may be "none".
-    pub fn move_key(&mut self, key: &Bytes, from: LeaseId, to: LeaseId) {
+    pub fn move_key(&mut self, key: &[u8], from: LeaseId, to: LeaseId) {
         if from == to {
             return;
         }
@@ -54,7 +53,7 @@ impl Leases {
             lease.keys.remove(key);
         }
         if let Some(lease) = self.by_id.get_mut(&to) {
-            lease.keys.insert(key.clone());
+            lease.keys.insert(Key::from(key));
         }
     }
 }

@@ -184,7 +184,8 @@ impl Machine {
         let keys = self.leases.revoke(id)?;
         let mut writer = self.store.write();
         for key in keys {
-            writer.delete(&KeyRange { start: key, end: RangeEnd::Single });
+            let start = Bytes::copy_from_slice(&key);
+            writer.delete(&KeyRange { start, end: RangeEnd::Single });
         }
         *changes = writer.finish();
         Ok(Response::Done)

@@ -86,7 +86,7 @@ fn related(record: Option<&Record>, compare: &Compare) -> bool {
     let order = match &compare.operand {
         Operand::Version(than) => number(|record| record.version, *than),
         Operand::Created(than) => number(|record| record.created.0, *than),
-        Operand::Modified(than) => number(|record| record.position.main, *than),
+        Operand::Modified(than) => number(|record| record.modified().0, *than),
         Operand::Lease(than) => number(|record| record.lease.0, *than),
         Operand::Value(than) => match record {
             Some(record) => record.value.cmp(than),

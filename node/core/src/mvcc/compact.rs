@@ -1,4 +1,7 @@
 //! Forgetting history, and the hash over what is left.
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
 use prost::Message;
 
 use super::{Position, Record, Store};
@@ -40,24 +43,45 @@ impl Store {
         }
     }
 
-    /// etcd's HashKV: CRC-32C over the history up to `revision`, as its backend stores it.
+    /// etcd's HashKV: CRC-32C over the history up to `revision`, as its backend stores it. What is left from before
+    /// the compaction counts only as far as a compaction at `revision` would leave it too.
     pub fn hash(&self, revision: Revision) -> Result<u32, Refusal> {
         self.check_revision(revision)?;
         let last = if revision.0 <= 0 { self.revision } else { revision };
-        let rows = self.log.range(..Position::start_of(Revision(last.0 + 1))).map(|(_, record)| record);
-        let rows = rows.filter(|record| !(record.is_tombstone() && record.modified() == self.compacted));
-        Ok(rows.fold(crc32c::crc32c(b"key"), |crc, record| {
+        let rows = || self.log.range(..Position::start_of(Revision(last.0 + 1))).map(|(_, record)| record);
+        let first = Position::start_of(Revision(self.compacted.0 + 1));
+        let window = rows().rev().take_while(|record| record.position >= first);
+        let outdated: BTreeSet<_> = window.map(|record| record.previous).filter(|old| *old < first).collect();
+        // etcd leaves nothing out when a compaction would leave nothing.
+        let spare = outdated.is_empty() || !self.any_live_at(last);
+        let counts = |record: &&Arc<Record>| {
+            let dead = record.is_tombstone() && record.modified() == self.compacted;
+            !dead && (spare || !outdated.contains(&record.position))
+        };
+        Ok(rows().filter(counts).fold(crc32c::crc32c(b"key"), |crc, record| {
             crc32c::crc32c_append(crc32c::crc32c_append(crc, &row_key(record)), &row_value(record))
         }))
+    }
+
+    /// Whether any key lives at `revision`. Looks back to the newest version that is none's deletion.
+    fn any_live_at(&self, revision: Revision) -> bool {
+        let mut dead = BTreeSet::new();
+        let mut newest = self.log.range(..Position::start_of(Revision(revision.0 + 1))).rev().map(|(_, record)| record);
+        newest.any(|record| {
+            if record.is_tombstone() {
+                dead.insert(&record.key);
+            }
+            !dead.contains(&record.key)
+        })
     }
 }
 
 /// The key under which etcd's backend stores a version: main, `_`, sub, and `t` for a deletion.
 pub fn row_key(record: &Record) -> Vec<u8> {
     let mut key = Vec::with_capacity(18);
-    key.extend_from_slice(&record.position.main.to_be_bytes());
+    key.extend_from_slice(&{ record.position.main }.to_be_bytes());
     key.push(b'_');
-    key.extend_from_slice(&record.position.sub.to_be_bytes());
+    key.extend_from_slice(&i64::from(record.position.sub).to_be_bytes());
     if record.is_tombstone() {
         key.push(b't');
     }
@@ -67,7 +91,7 @@ pub fn row_key(record: &Record) -> Vec<u8> {
 /// What etcd's backend stores there.
 pub fn row_value(record: &Record) -> Vec<u8> {
     let kv = if record.is_tombstone() {
-        mvccpb::KeyValue { key: record.key.clone(), ..Default::default() }
+        mvccpb::KeyValue { key: Bytes::copy_from_slice(&record.key), ..Default::default() }
     } else {
         record.to_proto()
     };
@@ -77,7 +101,7 @@ pub fn row_value(record: &Record) -> Vec<u8> {
 impl Record {
     pub fn to_proto(&self) -> mvccpb::KeyValue {
         mvccpb::KeyValue {
-            key: self.key.clone(),
+            key: Bytes::copy_from_slice(&self.key),
             create_revision: self.created.0,
             mod_revision: self.position.main,
             version: self.version,

@@ -33,11 +33,16 @@ use crate::{
 };
 
 /// Where a version stands in history: its transaction, and its place among that transaction's changes.
+/// Packed, for there are two in every version that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(Rust, packed(4))]
 pub struct Position {
     pub main: i64,
-    pub sub: i64,
+    pub sub: u32,
 }
+
+/// A key's bytes: one allocation, which all of its versions share.
+pub type Key = Arc<[u8]>;
 
 impl Position {
     pub const fn start_of(revision: Revision) -> Position {
@@ -48,7 +53,7 @@ impl Position {
 /// One version of one key. A deletion is a version too: a tombstone, with `version` 0 and nothing but the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    pub key: Bytes,
+    pub key: Key,
     pub value: Bytes,
     pub position: Position,
     /// The revision at which this life of the key began.
@@ -78,7 +83,7 @@ impl Record {
 /// See the module's head. Cloning is cheap; a clone is a read-only view by convention.
 #[derive(Debug, Clone)]
 pub struct Store {
-    keys: OrdMap<Bytes, Arc<Record>>,
+    keys: OrdMap<Key, Arc<Record>>,
     log: OrdMap<Position, Arc<Record>>,
     revision: Revision,
     compacted: Revision,

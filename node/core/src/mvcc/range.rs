@@ -99,7 +99,7 @@ impl RangeOptions {
 
     fn admits(&self, record: &Record) -> bool {
         let within = |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
-        within(record.position.main, self.modified_min, self.modified_max)
+        within(record.modified().0, self.modified_min, self.modified_max)
             && within(record.created.0, self.created_min, self.created_max)
     }
 }
@@ -185,7 +185,7 @@ fn sort(records: &mut [Arc<Record>], options: &RangeOptions) {
             SortTarget::Key => a.key.cmp(&b.key),
             SortTarget::Version => a.version.cmp(&b.version),
             SortTarget::Created => a.created.cmp(&b.created),
-            SortTarget::Modified => a.position.main.cmp(&b.position.main),
+            SortTarget::Modified => a.modified().cmp(&b.modified()),
             SortTarget::Value => a.value.cmp(&b.value),
         }
     };

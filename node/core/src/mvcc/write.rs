@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{KeyRange, Position, Record, Store};
+use super::{Key, KeyRange, Position, Record, Store};
 use crate::types::{LeaseId, Revision};
 
 /// One transaction under way. All its changes share a revision; if it changes nothing, none is used up.
@@ -36,10 +36,10 @@ impl Writer<'_> {
     pub fn put(&mut self, key: Bytes, value: Bytes, lease: LeaseId) -> Option<Arc<Record>> {
         assert!(!key.is_empty(), "an empty key is refused before it gets here");
         let position = self.next();
-        let newest = self.store.keys.get(&key);
+        let newest = self.store.keys.get(&key[..]);
         let previous = newest.map_or(Position::default(), |record| record.position);
         // One copy of the key's bytes serves all its versions, and never keeps a request's buffer alive.
-        let key = newest.map_or_else(|| Bytes::copy_from_slice(&key), |record| record.key.clone());
+        let key = newest.map_or_else(|| Key::from(&key[..]), |record| record.key.clone());
         let replaced = newest.filter(|record| !record.is_tombstone()).cloned();
         let (created, version) = match &replaced {
             Some(record) => (record.created, record.version + 1),
@@ -74,7 +74,7 @@ impl Writer<'_> {
     }
 
     fn next(&self) -> Position {
-        Position { main: self.store.revision.0 + 1, sub: self.changes.len() as i64 }
+        Position { main: self.store.revision.0 + 1, sub: self.changes.len() as u32 }
     }
 
     fn push(&mut self, record: Record) {

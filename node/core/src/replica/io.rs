@@ -8,7 +8,8 @@
 //!   was started before it.
 //! - [`Output::Persist`]s must become durable in order. Only those with `sync` are waited for; any other may stay in
 //!   memory until the next that has it.
-//! - A message may be dropped, doubled or delayed; if it is known to be dropped, [`Input::Unreachable`] says so.
+//! - A message may be dropped, doubled or delayed; if it is known to be dropped, [`Input::Unreachable`] says so. Only a
+//!   forwarded proposal must not be doubled: it would be replicated twice.
 //! - Every [`Input::Propose`] and [`Input::Read`] is answered exactly once, at the latest when its time is up
 //!   (ticks permitting) or at [`Input::Stop`].
 //! - After [`Output::Halt`] the replica must not be stepped again.

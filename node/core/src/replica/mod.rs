@@ -177,28 +177,33 @@ impl Replica {
             let queued = self.proposals.take_queued(self.consensus.term());
             self.consensus.propose(queued);
         }
+        if !self.work_off(out) {
+            return;
+        }
+        self.follow_leader(out);
+        if let Some(context) = self.reads.next_round(self.ticks, self.may_ask_to_read()) {
+            self.consensus.read_index(context);
+            // A sole voter answers itself at once.
+            if !self.work_off(out) {
+                return;
+            }
+        }
+        self.reads.serve(self.machine.applied(), out);
+        self.hub.catch_up(&self.machine.store, out);
+    }
+
+    /// Does all that raft has ready; false if this member cannot go on.
+    fn work_off(&mut self, out: &mut Vec<Output>) -> bool {
         while let Some(progress) = self.consensus.advance(out) {
             for (context, index) in progress.reads {
                 self.reads.confirmed(&context, index, self.consensus.term(), out);
             }
             self.apply(progress.committed, out);
             if self.halted {
-                return;
+                return false;
             }
         }
-        self.follow_leader(out);
-        if let Some(context) = self.reads.next_round(self.ticks, self.may_ask_to_read()) {
-            self.consensus.read_index(context);
-            // A sole voter answers itself at once.
-            while let Some(progress) = self.consensus.advance(out) {
-                for (context, index) in progress.reads {
-                    self.reads.confirmed(&context, index, self.consensus.term(), out);
-                }
-                self.apply(progress.committed, out);
-            }
-        }
-        self.reads.serve(self.machine.applied(), out);
-        self.hub.catch_up(&self.machine.store, out);
+        true
     }
 
     fn may_ask_to_read(&self) -> bool {

@@ -47,13 +47,13 @@ impl Index {
         }
     }
 
-    pub fn matching(&self, key: &Bytes, mut found: impl FnMut(Who)) {
+    pub fn matching(&self, key: &[u8], mut found: impl FnMut(Who)) {
         self.keys.get(key).into_iter().flatten().for_each(|who| found(*who));
         for ((start, end), set) in &self.ranges {
-            if start > key {
+            if &start[..] > key {
                 break;
             }
-            if end.as_ref().is_none_or(|end| key < end) {
+            if end.as_ref().is_none_or(|end| key < &end[..]) {
                 set.iter().for_each(|who| found(*who));
             }
         }

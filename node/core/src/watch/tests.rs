@@ -26,7 +26,7 @@ fn prefix() -> KeyRange {
 /// Collects a stream's notices and returns credit for them late.
 #[derive(Default)]
 struct Client {
-    events: BTreeMap<WatchId, Vec<(i64, Bytes)>>,
+    events: BTreeMap<WatchId, Vec<(i64, crate::mvcc::Key)>>,
     unreported: usize,
     progress: Vec<Revision>,
 }
@@ -38,12 +38,12 @@ impl Client {
             match notice.what {
                 What::Events(events) => {
                     let seen = self.events.entry(notice.watch).or_default();
-                    let first = events[0].record.position.main;
+                    let first = events[0].record.modified().0;
                     assert!(seen.last().is_none_or(|last| last.0 < first), "a revision was split or came twice");
                     for event in events {
                         assert!(event.record.modified() <= notice.revision);
                         self.unreported += event.bytes();
-                        seen.push((event.record.position.main, event.record.key.clone()));
+                        seen.push((event.record.modified().0, event.record.key.clone()));
                     }
                 }
                 What::Progress => self.progress.push(notice.revision),
@@ -107,7 +107,7 @@ proptest! {
             let expected: Vec<_> = store
                 .history(Revision(*start))
                 .filter(|record| prefix().contains(&record.key))
-                .map(|record| (record.position.main, record.key.clone()))
+                .map(|record| (record.modified().0, record.key.clone()))
                 .collect();
             prop_assert_eq!(client.events.get(&WatchId(n as i64)), Some(&expected), "watch {} from {}", n, start);
         }

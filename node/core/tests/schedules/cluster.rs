@@ -257,6 +257,9 @@ impl Cluster {
         let member = &mut self.members[at];
         let Some(replica) = &mut member.replica else { return Ok(()) };
         replica.step(input, &mut member.out);
+        if let Some(Output::Halt(halt)) = member.out.last() {
+            self.laws.halted(id(at), halt)?;
+        }
         if member.busy > 0 {
             member.busy -= 1;
             return Ok(());

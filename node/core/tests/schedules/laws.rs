@@ -42,6 +42,8 @@ pub enum Law {
     OneVote,
     /// A term, a vote and an entry are durable before a message that promises them leaves.
     PromiseDurable,
+    /// Who would stand for election says truly where its log ends.
+    TailTold,
     /// A read sees what was acknowledged, or read, before it was asked.
     ReadFresh,
     /// A ticket is answered at most once.
@@ -124,6 +126,8 @@ pub struct Laws {
     /// Every member's log in memory, and the terms it leads in.
     logs: BTreeMap<MemberId, Vec<Stamp>>,
     leading: BTreeMap<MemberId, Term>,
+    /// Members that would stand for election, and whose log is at rest since before.
+    candid: BTreeSet<MemberId>,
     agreed: Vec<Stamp>,
     states: Vec<State>,
     applied: BTreeMap<MemberId, Index>,
@@ -149,6 +153,7 @@ impl Laws {
             stamps: stamps.map(|(stamp, index)| ((Index(index), stamp.term), *stamp)).collect(),
             logs: BTreeMap::new(),
             leading: BTreeMap::new(),
+            candid: BTreeSet::new(),
             agreed: founding.stamps().to_vec(),
             states: Vec::new(),
             applied: BTreeMap::new(),
@@ -171,6 +176,7 @@ impl Laws {
         self.logs.insert(who, disk.stamps().to_vec());
         self.applied.insert(who, Index(0));
         self.leading.remove(&who);
+        self.candid.remove(&who);
     }
 
     /// Whoever waits there waits in vain: they know nothing.
@@ -207,7 +213,13 @@ impl Laws {
 
     pub fn note(&mut self, who: MemberId, event: &NodeEvent, disks: &[Disk]) -> Verdict {
         match *event {
-            NodeEvent::RoleChanged { role, term, .. } => self.role_changed(who, role, term),
+            NodeEvent::RoleChanged { role, term, .. } => {
+                self.candid.remove(&who);
+                if role == Role::PreCandidate && disks[who.0 as usize - 1].waited_for() == 0 {
+                    self.candid.insert(who);
+                }
+                self.role_changed(who, role, term)
+            }
             NodeEvent::Appended { index, term, hash } => self.appended(who, index, term, hash),
             NodeEvent::Committed { index } => self.committed(who, index, disks),
             NodeEvent::Applied { index, term, request, revision, digest } => {
@@ -242,6 +254,7 @@ impl Laws {
     }
 
     fn appended(&mut self, who: MemberId, index: Index, term: Term, hash: u64) -> Verdict {
+        self.candid.remove(&who);
         let log = self.logs.get_mut(&who).expect("it started");
         let (at, len) = (index.0 as usize - 1, log.len());
         assert!(at <= len, "entry {index} leaves a gap in the log of {who}");
@@ -341,6 +354,14 @@ impl Laws {
     pub fn sent(&mut self, who: MemberId, message: &raftpb::Message, now: Term, disk: &Disk) -> Verdict {
         use raftpb::MessageType::*;
         let (kind, term, state) = (message.r#type(), Term(message.term()), disk.durable().hard_state);
+        if kind == MsgPreVote && self.candid.contains(&who) {
+            let (index, log_term) = (message.index(), Term(message.log_term()));
+            let log = &self.logs[&who];
+            let ends = (log.len() as u64, log.last().map_or(Term(0), |stamp| stamp.term));
+            self.require(Law::TailTold, ends == (index, log_term), || {
+                format!("{who} says its log ends at {index}/{log_term}, it ends at {}/{}", ends.0, ends.1)
+            })?;
+        }
         let voted_for = |candidate: MemberId| state.term > term || (state.term, state.vote) == (term, candidate);
         let kept = match kind {
             // These promise no term: they have none, or one that the sender did not enter yet.

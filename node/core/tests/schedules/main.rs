@@ -14,6 +14,7 @@ mod cluster;
 mod disk;
 mod laws;
 mod planted;
+mod regressions;
 mod schedule;
 mod steps;
 

@@ -70,7 +70,7 @@ fn a_follower_far_behind_is_fed_in_messages_of_bounded_size() {
     words::elect(&mut bench, 1);
     bench.isolate(2);
     let value = Bytes::from(vec![b'x'; 60_000]);
-    for _ in 0..30 {
+    for _ in 0..50 {
         bench.propose(1, words::put(Bytes::from_static(b"a"), value.clone()));
         bench.stabilize(&[1, 3]);
     }
