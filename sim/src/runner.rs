@@ -19,7 +19,7 @@ use crate::{
     history::{Event, NodeNumber, Outcome, Phase, Stamped},
     memory::{self, MEMORY_BYTES_MAX},
     nemesis::{Nemesis, Tally},
-    oracle::Verdict,
+    oracle::{self, Judge, LawConfig, Verdict},
     plant::Plant,
     scenario::{Link, Scenario},
     schedule::Schedule,
@@ -197,9 +197,7 @@ fn collect(shared: &Shared, mut accident: Option<Accident>) -> Run {
     let (hash, events) = recorder.map_or((0, 0), Recorder::hash);
     let history = recorder.map(|recorder| recorder.with(|record| std::mem::take(&mut record.history)));
     let history = history.unwrap_or_default();
-    let laws = recorder.map(|recorder| {
-        recorder.with(|record| record.laws.iter_mut().map(|law| (law.name(), law.finish())).collect::<Vec<_>>())
-    });
+    let laws = recorder.map(|recorder| recorder.with(|record| record.judge.finish()));
     Run {
         hash,
         events,
@@ -218,7 +216,8 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     let time = SimTime::current();
     let (scenario, seed) = (plan.scenario.clone(), Seed(plan.seed));
     let trace = plan.trace.as_ref().map(|path| File::create(path).expect("the trace file can be created"));
-    let recorder = Recorder::new(time.clone(), Vec::new(), trace);
+    let judge = Judge::new(oracle::all(&law_config(&scenario)));
+    let recorder = Recorder::new(time.clone(), judge, trace);
     shared.lock().recorder = Some(recorder.clone());
     recorder.record(Event::Phase(Phase::Safety));
     let wrap = Plant::wrap(plan.plant, seed);
@@ -263,6 +262,14 @@ fn start_clients(scenario: &Scenario, cluster: &Cluster, recorder: &Recorder, se
     for number in 0..options.clients {
         let net = cluster.net.host(client_ip(number));
         tokio::spawn(Client::new(number, options, nodes, net, recorder, &seen, seed).run(end));
+    }
+}
+
+fn law_config(scenario: &Scenario) -> LawConfig {
+    LawConfig {
+        nodes: scenario.cluster.nodes,
+        recovery_bound_ms: scenario.laws.recovery_ms,
+        prompt_bound_ms: scenario.laws.prompt_ms,
     }
 }
 

@@ -1,7 +1,33 @@
 //! The laws: one a file, each a small machine that observes the history and can say which law broke, and where.
 //!
+//! - `linearizable.rs`, `serializable.rs` and `watch.rs` judge what clients were told, against `model.rs`, which
+//!   `replay.rs` leads along the applied log; `second_opinion.rs` judges it without looking at the nodes.
+//! - `durability.rs`, `agreement.rs`, `election_safety.rs` and `log_matching.rs` judge what the nodes note of themselves;
+//!   `log.rs` follows a node's log in memory and on disk for them.
+//! - `recovery.rs` and `promptness.rs` judge that things happen in time.
+//!
 //! Laws share no logic with the node. Each must be able to fail: its tests edit a good history until it does.
-use crate::history::Stamped;
+mod agreement;
+mod case;
+mod durability;
+mod election_safety;
+mod linearizable;
+mod log;
+mod log_matching;
+mod model;
+mod promptness;
+mod recovery;
+mod register;
+mod replay;
+mod second_opinion;
+mod serializable;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use detcd_core::event::NodeEvent;
+
+use crate::history::{Event, NodeNumber, Stamped};
 
 /// What a law found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +56,21 @@ pub struct Violation {
     pub revision: Option<i64>,
 }
 
+impl Violation {
+    fn new(sequence: u64, subject: impl Into<String>, expected: impl Into<String>, got: impl Into<String>) -> Self {
+        let (subject, expected, got) = (subject.into(), expected.into(), got.into());
+        Violation { sequence, subject, expected, got, index: None, revision: None }
+    }
+
+    fn at_index(self, index: u64) -> Self {
+        Violation { index: Some(index), ..self }
+    }
+
+    fn at_revision(self, revision: i64) -> Self {
+        Violation { revision: Some(revision), ..self }
+    }
+}
+
 /// One law.
 pub trait Law: Send {
     /// Its stable name, as scenarios and reports spell it.
@@ -38,4 +79,70 @@ pub trait Law: Send {
     fn observe(&mut self, event: &Stamped);
     /// The run is over.
     fn finish(&mut self) -> Verdict;
+}
+
+/// What the laws must be told of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LawConfig {
+    /// Members of the cluster, all of them voters.
+    pub nodes: usize,
+    /// Within so many simulated milliseconds after the faults the cluster is itself again.
+    pub recovery_bound_ms: u64,
+    /// An operation takes no longer, in simulated milliseconds, while nothing is wrong. `None`: nobody can tell.
+    pub prompt_bound_ms: Option<u64>,
+}
+
+/// Every law that can be asked of such a run, before the first event.
+pub fn all(config: &LawConfig) -> Vec<Box<dyn Law>> {
+    let mut laws: Vec<Box<dyn Law>> = vec![
+        Box::new(linearizable::Linearizable::default()),
+        Box::new(serializable::Serializable::default()),
+        Box::new(second_opinion::SecondOpinion::default()),
+        Box::new(durability::Durability::new(config.nodes)),
+        Box::new(agreement::Agreement::default()),
+        Box::new(election_safety::ElectionSafety::default()),
+        Box::new(log_matching::LogMatching::default()),
+        Box::new(watch::Watch::default()),
+        Box::new(recovery::Recovery::new(config.nodes, config.recovery_bound_ms)),
+    ];
+    if let Some(bound_ms) = config.prompt_bound_ms {
+        laws.push(Box::new(promptness::Promptness::new(config.nodes, bound_ms)));
+    }
+    laws
+}
+
+/// Some laws at once.
+pub struct Judge {
+    laws: Vec<Box<dyn Law>>,
+}
+
+impl Judge {
+    pub fn new(laws: Vec<Box<dyn Law>>) -> Judge {
+        Judge { laws }
+    }
+
+    pub fn observe(&mut self, event: &Stamped) {
+        if is_judged(&event.event) {
+            self.laws.iter_mut().for_each(|law| law.observe(event));
+        }
+    }
+
+    /// The run is over: what each law found, by its name.
+    pub fn finish(&mut self) -> Vec<(&'static str, Verdict)> {
+        self.laws.iter_mut().map(|law| (law.name(), law.finish())).collect()
+    }
+}
+
+/// Whether some law looks at such an event: at half of them none does.
+fn is_judged(event: &Event) -> bool {
+    let Event::Node { event, .. } = event else { return true };
+    !matches!(event, NodeEvent::Sent { .. } | NodeEvent::Received { .. } | NodeEvent::ReadConfirmed { .. })
+}
+
+/// A node's own place in a list that grows with the nodes seen.
+fn of_node<T: Default>(list: &mut Vec<T>, node: NodeNumber) -> &mut T {
+    if list.len() <= node.0 {
+        list.resize_with(node.0 + 1, T::default);
+    }
+    &mut list[node.0]
 }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     history::{Event, Nanos, NodeNumber, Stamped},
-    oracle::Law,
+    oracle::Judge,
 };
 
 /// Events between two draws of the executor's generator.
@@ -45,13 +45,13 @@ pub struct Record {
     /// The run is over: what the end of the world brings about is no part of it.
     closed: bool,
     pub history: Vec<Stamped>,
-    pub laws: Vec<Box<dyn Law>>,
+    pub judge: Judge,
     trace: Option<BufWriter<File>>,
 }
 
 impl Recorder {
     /// `trace` gets a line for every event that goes into the hash.
-    pub fn new(time: SimTime, laws: Vec<Box<dyn Law>>, trace: Option<File>) -> Recorder {
+    pub fn new(time: SimTime, judge: Judge, trace: Option<File>) -> Recorder {
         Recorder(Arc::new(Mutex::new(Record {
             time,
             hash: RollingHash(0xcbf2_9ce4_8422_2325),
@@ -60,7 +60,7 @@ impl Recorder {
             leadership: Leadership::default(),
             closed: false,
             history: Vec::new(),
-            laws,
+            judge,
             trace: trace.map(BufWriter::new),
         })))
     }
@@ -88,7 +88,7 @@ impl Recorder {
         }
         let sequence = record.history.len() as u64;
         let stamped = Stamped { at, sequence, event };
-        record.laws.iter_mut().for_each(|law| law.observe(&stamped));
+        record.judge.observe(&stamped);
         record.history.push(stamped);
     }
 

@@ -76,7 +76,7 @@ fn id(at: usize) -> MemberId {
 impl Cluster {
     pub fn new(setup: Setup, plant: Option<Plant>, blind: Vec<Law>) -> Cluster {
         let count = usize::from(setup.members);
-        let founders: Vec<_> = (0..count).map(|at| founder(at)).collect();
+        let founders: Vec<_> = (0..count).map(founder).collect();
         let log = founding_log(&founders);
         let disks: Vec<_> = (0..count).map(|_| Disk::new(log.clone())).collect();
         let mut cluster = Cluster {
@@ -311,7 +311,7 @@ impl Cluster {
                 return Ok(early.then_some(id));
             }
             Output::Respond { ticket, answer } => {
-                if self.plant == Some(Plant::AnsweredTwice) && self.tickets % 50 == 0 {
+                if self.plant == Some(Plant::AnsweredTwice) && self.tickets.is_multiple_of(50) {
                     self.laws.answered(who, ticket, &answer)?;
                 }
                 self.laws.answered(who, ticket, &answer)?;

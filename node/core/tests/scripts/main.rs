@@ -75,7 +75,8 @@ fn a_follower_far_behind_is_fed_in_messages_of_bounded_size() {
         bench.stabilize(&[1, 3]);
     }
     bench.join();
-    (bench.tick(1), bench.stabilize(&[1, 2, 3]));
+    bench.tick(1);
+    bench.stabilize(&[1, 2, 3]);
     assert_eq!(bench.replica(1).unwrap().status(), bench.replica(2).unwrap().status());
     let bound = limits::APPEND_BYTES_MAX as usize + 1_000;
     assert!(bench.largest > value.len() * 10 && bench.largest <= bound, "{} bytes", bench.largest);

@@ -1,0 +1,150 @@
+//! Law: what a client was told is done is on the disks of a quorum at that moment, and stays.
+//!
+//! - When a member acknowledges a request, a quorum holds that very entry durably.
+//! - A member that starts again finds what it had reported durable, or more of what was on its way: never less.
+//! - Whoever becomes leader has every acknowledged entry.
+use detcd_core::event::{NodeEvent, Role};
+
+use super::{
+    Law, Verdict, Violation,
+    case::{Case, Finding},
+    log::{MemberLog, Promise, Stamp},
+    of_node,
+};
+use crate::history::{Event, NodeNumber, Stamped};
+
+pub struct Durability {
+    case: Case,
+    voters: usize,
+    members: Vec<Member>,
+    /// By index, from 1 at place 0; entries nobody acknowledged are not told.
+    acknowledged: Vec<Option<Stamp>>,
+}
+
+#[derive(Default)]
+struct Member {
+    log: MemberLog,
+    /// So many entries of its log hold all that was acknowledged among them.
+    checked: usize,
+}
+
+impl Durability {
+    pub fn new(voters: usize) -> Durability {
+        Durability { case: Case::default(), voters, members: Vec::new(), acknowledged: Vec::new() }
+    }
+
+    /// How many must hold an entry. Once membership changes, it is the configuration at that index that counts.
+    fn quorum(&self, _index: u64) -> usize {
+        self.voters / 2 + 1
+    }
+}
+
+impl Law for Durability {
+    fn name(&self) -> &'static str {
+        "durability"
+    }
+
+    fn observe(&mut self, event: &Stamped) {
+        if let Event::Node { node, event: what } = &event.event
+            && !self.case.is_closed()
+        {
+            let finding = self.look(event.sequence, *node, what);
+            self.case.take(finding);
+        }
+    }
+
+    fn finish(&mut self) -> Verdict {
+        self.case.verdict()
+    }
+}
+
+impl Durability {
+    fn look(&mut self, sequence: u64, node: NodeNumber, what: &NodeEvent) -> Finding {
+        let member = of_node(&mut self.members, node);
+        match *what {
+            NodeEvent::Appended { index, term, hash } => {
+                let stamp = member.log.stamp(index.0, term.0, hash);
+                member.log.append(index.0, stamp);
+                member.checked = member.checked.min(index.0 as usize - 1);
+                Ok(())
+            }
+            NodeEvent::PersistStarted { persist, term, vote, .. } => {
+                member.log.persist(persist.0, Promise { term: term.0, vote: vote.0 });
+                Ok(())
+            }
+            NodeEvent::Persisted { persist } => {
+                member.log.persisted(persist.0);
+                Ok(())
+            }
+            NodeEvent::Recovered { term, vote, last, .. } => {
+                self.recovered(sequence, node, Promise { term: term.0, vote: vote.0 }, last.0)
+            }
+            NodeEvent::Acknowledged { request, index } => self.acknowledge(sequence, node, request.0, index.0),
+            NodeEvent::RoleChanged { role: Role::Leader, term, .. } => self.leads(sequence, node, term.0),
+            _ => Ok(()),
+        }
+    }
+
+    fn recovered(&mut self, sequence: u64, node: NodeNumber, promise: Promise, last: u64) -> Finding {
+        let member = of_node(&mut self.members, node);
+        let (kept, held) = (member.log.kept, member.log.durable.len());
+        member.checked = 0;
+        if member.log.recover(promise, last) {
+            self.case.right();
+            return Ok(());
+        }
+        let show = |promise: Promise, last: usize| {
+            let Promise { term, vote } = promise;
+            format!("term {term}, vote {vote:x}, entries up to {last}")
+        };
+        let expected = format!("{}, or more of what was on its way to disk", show(kept, held));
+        let got = show(promise, last as usize);
+        Err(Violation::new(sequence, format!("{node} reads its log back"), expected, got).at_index(last))
+    }
+
+    fn acknowledge(&mut self, sequence: u64, node: NodeNumber, request: u64, index: u64) -> Finding {
+        let subject = || format!("request {request:x}, acknowledged by {node}");
+        let at = index as usize - 1;
+        let Some(stamp) = self.members[node.0].log.memory.get(at).copied() else {
+            let got = format!("its log ends at {}", self.members[node.0].log.memory.len());
+            return Err(Violation::new(sequence, subject(), format!("entry {index} in its log"), got).at_index(index));
+        };
+        let mut holders = 0;
+        for member in &mut self.members {
+            holders += usize::from(member.log.durable.get(at).is_some_and(|held| held.agrees(stamp)));
+            member.checked = member.checked.min(at);
+        }
+        if holders < self.quorum(index) {
+            let expected = format!("entry {index} of term {} durable on {} members", stamp.term, self.quorum(index));
+            let holds = |member: &Member| member.log.durable.get(at).map_or(0, |held| held.term);
+            let terms = (1..self.members.len()).map(|node| format!("n{node}: {}", holds(&self.members[node])));
+            let terms = terms.collect::<Vec<_>>().join(", ");
+            let got = format!("it is on {holders}; what is durable there is of these terms: {terms}");
+            return Err(Violation::new(sequence, subject(), expected, got).at_index(index));
+        }
+        if self.acknowledged.len() <= at {
+            self.acknowledged.resize(at + 1, None);
+        }
+        self.acknowledged[at] = Some(stamp);
+        self.case.right();
+        Ok(())
+    }
+
+    fn leads(&mut self, sequence: u64, node: NodeNumber, term: u64) -> Finding {
+        let member = &mut self.members[node.0];
+        for (at, acknowledged) in self.acknowledged.iter().enumerate().skip(member.checked) {
+            let Some(stamp) = acknowledged else { continue };
+            let held = member.log.memory.get(at);
+            if held.is_none_or(|held| !held.agrees(*stamp)) {
+                let index = at as u64 + 1;
+                let expected = format!("entry {index} of term {}, which was acknowledged", stamp.term);
+                let got = held.map_or("nothing there".into(), |held| format!("one of term {}", held.term));
+                let subject = format!("{node} becomes leader in term {term}");
+                return Err(Violation::new(sequence, subject, expected, got).at_index(index));
+            }
+        }
+        member.checked = self.acknowledged.len();
+        self.case.right();
+        Ok(())
+    }
+}

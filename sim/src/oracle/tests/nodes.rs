@@ -1,0 +1,308 @@
+//! Spoilt accounts of the nodes.
+use detcd_core::{
+    event::{NodeEvent, Role},
+    types::{Digest, Index, MemberId, PersistId, RequestId, Term},
+};
+
+use super::{History, breaks, breaks_both, cluster::id};
+use crate::history::{Event, NodeNumber};
+
+const DURABILITY: &str = "durability";
+const AGREEMENT: &str = "agreement";
+const ELECTION: &str = "election_safety";
+const LOGS: &str = "log_matching";
+
+impl History {
+    fn node_event(&mut self, at: usize) -> &mut NodeEvent {
+        match &mut self.events[at].event {
+            Event::Node { event, .. } => event,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What a member read back at a later start, if it is as wanted.
+    fn recovered(&mut self, wanted: impl Fn(&NodeEvent) -> bool) -> Option<&mut NodeEvent> {
+        let recovered = |event: &NodeEvent| matches!(event, NodeEvent::Recovered { .. }).then(|| wanted(event));
+        let (at, ..) = self.nodes(recovered).skip(3).find(|(.., wanted)| *wanted)?;
+        Some(self.node_event(at))
+    }
+
+    /// Who leads at the end.
+    fn last_leader(&self) -> (NodeNumber, Term) {
+        let leads = |event: &NodeEvent| match event {
+            NodeEvent::RoleChanged { role: Role::Leader, term, .. } => Some(*term),
+            _ => None,
+        };
+        let (_, node, term) = self.nodes(leads).next_back().expect("somebody leads");
+        (node, term)
+    }
+}
+
+fn acknowledged(event: &NodeEvent) -> Option<Index> {
+    match event {
+        NodeEvent::Acknowledged { index, .. } => Some(*index),
+        _ => None,
+    }
+}
+
+#[test]
+fn what_is_not_on_a_quorum_breaks_durability() {
+    // Two disks of three never finish anything.
+    breaks(DURABILITY, |history| {
+        history.events.retain(|event| {
+            let Event::Node { node, event: NodeEvent::Persisted { .. } } = event.event else { return true };
+            node == NodeNumber(1)
+        });
+        true
+    });
+    // One disk finished last before an acknowledgement, and was needed: now it finishes right after.
+    breaks(DURABILITY, |history| {
+        let (end, _, index) = history.nodes(acknowledged).nth(5).expect("writes are acknowledged");
+        let appended = |event: &NodeEvent| match event {
+            NodeEvent::Appended { index: at, .. } => *at == index,
+            _ => false,
+        };
+        let begin = history.nodes(|event| appended(event).then_some(())).next().expect("it was appended").0;
+        let is_persisted =
+            |at: &usize| matches!(history.events[*at].event, Event::Node { event: NodeEvent::Persisted { .. }, .. });
+        let late: Vec<_> = (begin..end).filter(is_persisted).collect();
+        for at in late.into_iter().rev() {
+            let event = history.events.remove(at);
+            history.events.insert(end, event);
+        }
+        true
+    });
+    // Nobody knows of such an entry.
+    breaks_both(DURABILITY, &["strict_serializability"], |history| {
+        let (at, ..) = history.nodes(acknowledged).nth(5).expect("writes are acknowledged");
+        let NodeEvent::Acknowledged { index, .. } = history.node_event(at) else { unreachable!() };
+        index.0 += 100_000;
+        true
+    });
+}
+
+#[test]
+fn what_is_lost_over_a_restart_breaks_durability() {
+    // Then its log has gaps, too.
+    breaks_both(DURABILITY, &[LOGS], |history| {
+        let Some(NodeEvent::Recovered { last, .. }) = history.recovered(|_| true) else { return false };
+        *last = Index(3);
+        true
+    });
+    breaks(DURABILITY, |history| {
+        let voted = |event: &NodeEvent| matches!(event, NodeEvent::Recovered { vote, .. } if vote.0 != 0);
+        let Some(NodeEvent::Recovered { vote, .. }) = history.recovered(voted) else { return false };
+        *vote = MemberId(0);
+        true
+    });
+    breaks(DURABILITY, |history| {
+        let Some(NodeEvent::Recovered { term, .. }) = history.recovered(|_| true) else { return false };
+        term.0 -= 1;
+        true
+    });
+    // A later leader has something else where a write was acknowledged.
+    breaks_both(DURABILITY, &[LOGS], |history| {
+        let leads =
+            |event: &NodeEvent| matches!(event, NodeEvent::RoleChanged { role: Role::Leader, .. }).then_some(());
+        let changes: Vec<_> = history.nodes(leads).map(|(at, node, ())| (at, node)).collect();
+        for (elected, leader) in changes.into_iter().skip(1) {
+            let told = history.nodes(acknowledged).rfind(|(at, node, _)| *at < elected && *node != leader);
+            let Some((_, _, index)) = told else { continue };
+            let appended = |event: &NodeEvent| matches!(event, NodeEvent::Appended { index: at, .. } if *at == index);
+            let own = history.nodes(|event| appended(event).then_some(()));
+            let Some((at, ..)) = own.filter(|(at, node, ())| *at < elected && *node == leader).next_back() else {
+                continue;
+            };
+            let NodeEvent::Appended { hash, .. } = history.node_event(at) else { unreachable!() };
+            *hash += 1;
+            return true;
+        }
+        false
+    });
+}
+
+/// What another member than the first applies at some index after the founding entries.
+fn spoil_second(history: &mut History, spoil: impl Fn(&mut NodeEvent)) -> bool {
+    let applied = |event: &NodeEvent| match event {
+        NodeEvent::Applied { index, .. } if index.0 == 20 => Some(()),
+        _ => None,
+    };
+    let Some((at, ..)) = history.nodes(applied).nth(1) else { return false };
+    spoil(history.node_event(at));
+    true
+}
+
+#[test]
+fn members_that_differ_break_agreement() {
+    breaks(AGREEMENT, |history| {
+        spoil_second(history, |event| {
+            let NodeEvent::Applied { digest, .. } = event else { unreachable!() };
+            *digest = Digest(digest.0 + 1);
+        })
+    });
+    breaks(AGREEMENT, |history| {
+        spoil_second(history, |event| {
+            let NodeEvent::Applied { request, .. } = event else { unreachable!() };
+            *request = RequestId(request.0 + 1);
+        })
+    });
+    breaks(AGREEMENT, |history| {
+        spoil_second(history, |event| {
+            let NodeEvent::Applied { term, .. } = event else { unreachable!() };
+            term.0 += 1;
+        })
+    });
+    // One entry left out, and one taken twice.
+    breaks(AGREEMENT, |history| spoil_second(history, |event| *event = NodeEvent::Serving));
+    breaks(AGREEMENT, |history| {
+        let applied = |event: &NodeEvent| matches!(event, NodeEvent::Applied { .. }).then_some(());
+        let (at, ..) = history.nodes(applied).nth(200).expect("there are more");
+        let copy = history.events[at].event.clone();
+        history.insert(at + 1, copy);
+        true
+    });
+    // After a restart, not from the beginning.
+    breaks(AGREEMENT, |history| {
+        let start = history.last_start();
+        let Event::Started { node, .. } = history.events[start].event else { unreachable!() };
+        let first = |event: &NodeEvent| matches!(event, NodeEvent::Applied { index: Index(1), .. }).then_some(());
+        let Some((at, ..)) = history.nodes(first).find(|(at, of, ())| *at > start && *of == node) else { return false };
+        history.events.remove(at);
+        true
+    });
+}
+
+#[test]
+fn two_leaders_in_a_term_break_election_safety() {
+    let end = |history: &History| history.events.len() - 1;
+    breaks(ELECTION, |history| {
+        let (node, term) = history.last_leader();
+        let other = node.0 % 3;
+        let event = NodeEvent::RoleChanged { role: Role::Leader, term, leader: MemberId(id(other)) };
+        history.insert(end(history), Event::Node { node: NodeNumber(other + 1), event });
+        true
+    });
+    // One follows somebody else.
+    breaks(ELECTION, |history| {
+        let (node, term) = history.last_leader();
+        let other = node.0 % 3;
+        let event = NodeEvent::RoleChanged { role: Role::Follower, term, leader: MemberId(id(other)) };
+        history.insert(end(history), Event::Node { node: NodeNumber(other + 1), event });
+        true
+    });
+    breaks(ELECTION, |history| {
+        let (node, term) = history.last_leader();
+        let event = NodeEvent::RoleChanged { role: Role::Follower, term: Term(term.0 - 1), leader: MemberId(0) };
+        history.insert(end(history), Event::Node { node, event });
+        true
+    });
+}
+
+#[test]
+fn two_votes_in_a_term_break_election_safety() {
+    let started = |event: &NodeEvent| match event {
+        NodeEvent::PersistStarted { vote, .. } if vote.0 != 0 => Some(()),
+        _ => None,
+    };
+    breaks(ELECTION, move |history| {
+        let from = history.last_start();
+        let Some((at, ..)) = history.nodes(started).rfind(|(at, ..)| *at > from) else { return false };
+        let NodeEvent::PersistStarted { vote, .. } = history.node_event(at) else { unreachable!() };
+        *vote = MemberId(vote.0 + 1);
+        true
+    });
+    breaks(ELECTION, move |history| {
+        let from = history.last_start();
+        let Some((at, ..)) = history.nodes(started).rfind(|(at, ..)| *at > from) else { return false };
+        let NodeEvent::PersistStarted { term, .. } = history.node_event(at) else { unreachable!() };
+        term.0 -= 1;
+        true
+    });
+    // Its vote was durable before it started again, whatever it says it found.
+    breaks_both(ELECTION, &[DURABILITY], |history| {
+        let voted = |event: &NodeEvent| match event {
+            NodeEvent::Recovered { term, vote, .. } if vote.0 != 0 => Some((*term, *vote)),
+            _ => None,
+        };
+        let Some((at, node, (term, vote))) = history.nodes(voted).next() else { return false };
+        if let NodeEvent::Recovered { vote, .. } = history.node_event(at) {
+            *vote = MemberId(0);
+        }
+        let (persist, vote) = (PersistId(1), MemberId(vote.0 + 1));
+        history
+            .insert(at + 1, Event::Node { node, event: NodeEvent::PersistStarted { persist, term, vote, last: None } });
+        true
+    });
+}
+
+#[test]
+fn logs_that_differ_break_log_matching() {
+    // In an entry that no client asked for: nobody acknowledges it.
+    let leaders_entry = |history: &History| {
+        let bare = |event: &NodeEvent| match event {
+            NodeEvent::Applied { index, request: RequestId(0), .. } if index.0 > 3 => Some(*index),
+            _ => None,
+        };
+        let (_, _, index) = history.nodes(bare).next().expect("leaders begin with one");
+        let appended = move |event: &NodeEvent| matches!(event, NodeEvent::Appended { index: at, .. } if *at == index);
+        history.nodes(move |event| appended(event).then_some(())).nth(1).expect("it is replicated").0
+    };
+    breaks(LOGS, move |history| {
+        let at = leaders_entry(history);
+        let NodeEvent::Appended { hash, .. } = history.node_event(at) else { unreachable!() };
+        *hash += 1;
+        true
+    });
+    // The same entry, but something else before it.
+    breaks(LOGS, move |history| {
+        let at = leaders_entry(history);
+        let NodeEvent::Appended { term, .. } = history.node_event(at) else { unreachable!() };
+        term.0 += 1_000;
+        true
+    });
+    breaks(LOGS, move |history| {
+        let at = leaders_entry(history);
+        history.events.remove(at);
+        true
+    });
+}
+
+/// One more entry at the end of the run, at the place of the last one.
+fn append_at_end(history: &mut History, node: NodeNumber, change: impl Fn(&mut Term, &mut u64)) -> bool {
+    let appended = |event: &NodeEvent| match event {
+        NodeEvent::Appended { index, term, hash } => Some((*index, *term, *hash)),
+        _ => None,
+    };
+    let last = history.nodes(appended).rfind(|(_, of, _)| *of == node);
+    let Some((_, _, (index, mut term, mut hash))) = last else { return false };
+    change(&mut term, &mut hash);
+    let end = history.events.len() - 1;
+    history.insert(end, Event::Node { node, event: NodeEvent::Appended { index, term, hash } });
+    true
+}
+
+#[test]
+fn logs_that_change_break_log_matching() {
+    // A leader does over what it did.
+    breaks(LOGS, |history| {
+        let (leader, _) = history.last_leader();
+        append_at_end(history, leader, |_, _| {})
+    });
+    // A follower gives up what is committed.
+    breaks(LOGS, |history| {
+        let (leader, _) = history.last_leader();
+        append_at_end(history, NodeNumber(leader.0 % 3 + 1), |term, _| term.0 += 1)
+    });
+    // A member commits what it does not have, and less than before.
+    breaks(LOGS, |history| {
+        let end = history.events.len() - 1;
+        let event = NodeEvent::Committed { index: Index(1_000_000) };
+        history.insert(end, Event::Node { node: NodeNumber(1), event });
+        true
+    });
+    breaks(LOGS, |history| {
+        let end = history.events.len() - 1;
+        history.insert(end, Event::Node { node: NodeNumber(1), event: NodeEvent::Committed { index: Index(5) } });
+        true
+    });
+}
