@@ -83,7 +83,7 @@ pub struct Driver {
     waiters: BTreeMap<Ticket, Waiter>,
     next_ticket: u64,
     streams: BTreeMap<StreamId, Arc<NoticeQueue>>,
-    /// The view of this turn, if somebody wanted one. Kept no longer: a view that lives makes every write copy.
+    /// The view since the last step, if somebody wanted one. Kept no longer: a view that lives makes every write copy.
     view: Option<View>,
     exit: Option<ExitReason>,
     /// Whether, before an orderly exit, everything was handed to the disk.
@@ -136,6 +136,8 @@ impl Driver {
 
     fn step(&mut self, input: Input) {
         if !matches!(self.exit, Some(ExitReason::Failed(_))) {
+            // A view from before this step may be too old for a read that it confirms.
+            self.view = None;
             self.replica.step(input, &mut self.outputs);
             self.perform();
         }
