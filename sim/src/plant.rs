@@ -201,7 +201,7 @@ impl Step for Broken {
         if let Input::Tick { .. } = input {
             self.ticks += 1;
             out.append(&mut self.held);
-            if self.ticks % 20 == 0 {
+            if self.ticks.is_multiple_of(20) {
                 self.old = Some(self.replica.machine().clone());
             }
         }
@@ -214,7 +214,7 @@ impl Step for Broken {
 
     fn machine(&self) -> &Machine {
         match &self.old {
-            Some(old) if self.plant == Plant::OldView && self.replica.machine().applied().0 % 8 == 0 => old,
+            Some(old) if self.plant == Plant::OldView && self.replica.machine().applied().0.is_multiple_of(8) => old,
             _ => self.replica.machine(),
         }
     }

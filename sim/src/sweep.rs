@@ -87,7 +87,7 @@ pub fn main(args: &Args) -> u8 {
         }
         tally.add(result);
         tally.show();
-        !(args.stop && !tally.violated.is_empty())
+        !args.stop || tally.violated.is_empty()
     });
     tally.finish(args.json)
 }

@@ -162,8 +162,10 @@ fn next_message(buffer: &mut BytesMut) -> Result<Option<Message>, DialError> {
 struct Connection<'a> {
     peer: &'a Peer,
     /// `None` once it ended.
-    driving: Option<Pin<Box<http1::Connection<TokioIo<Io>, Empty<Bytes>>>>>,
+    driving: Option<Driving>,
 }
+
+type Driving = Pin<Box<http1::Connection<TokioIo<Io>, Empty<Bytes>>>>;
 
 impl Connection<'_> {
     /// Waits for `future`, unless the stream is cut meanwhile.

@@ -101,8 +101,8 @@ impl Nemesis {
             end,
             state: Mutex::new(state),
         });
-        for planned in schedule.faults.iter().cloned() {
-            let inner = inner.clone();
+        for planned in &schedule.faults {
+            let (inner, planned) = (inner.clone(), planned.clone());
             tokio::spawn(async move { inner.carry_out(&planned).await });
         }
         Nemesis { inner }

@@ -276,7 +276,8 @@ fn wrong_answers_break_serializable_reads() {
 /// The second opinion sees calls and answers, and which writes were applied: it must do without the rest.
 #[test]
 fn the_second_opinion_needs_little() {
-    let spoils: [(&str, fn(&mut History) -> bool); 7] = [
+    type Spoil = fn(&mut History) -> bool;
+    let spoils: [(&str, Spoil); 7] = [
         ("nothing", |_| true),
         ("a value", |history| change_value(history, false)),
         ("swapped reads", swap_reads),
