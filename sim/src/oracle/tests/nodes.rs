@@ -109,8 +109,9 @@ fn what_is_lost_over_a_restart_breaks_durability() {
             let told = history.nodes(acknowledged).rfind(|(at, node, _)| *at < elected && *node != leader);
             let Some((_, _, index)) = told else { continue };
             let appended = |event: &NodeEvent| matches!(event, NodeEvent::Appended { index: at, .. } if *at == index);
-            let mut own = history.nodes(|event| appended(event).then_some(()));
-            let Some((at, ..)) = own.rfind(|(at, node, ())| *at < elected && *node == leader) else {
+            let of_leader = |(at, node, ()): &(usize, NodeNumber, ())| *at < elected && *node == leader;
+            let found = history.nodes(|event| appended(event).then_some(())).rfind(of_leader);
+            let Some((at, ..)) = found else {
                 continue;
             };
             let NodeEvent::Appended { hash, .. } = history.node_event(at) else { unreachable!() };
