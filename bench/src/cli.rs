@@ -16,6 +16,7 @@ pub enum Command {
     Help(String),
     Load(LoadOptions),
     Compare(CompareOptions),
+    Sim(SimOptions),
 }
 
 #[derive(Debug)]
@@ -37,6 +38,13 @@ pub struct CompareOptions {
     /// Overrides [`default_connections`].
     pub connections: Option<u32>,
     pub dir: PathBuf,
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SimOptions {
+    pub simulator: PathBuf,
+    pub rounds: usize,
     pub out: Option<PathBuf>,
 }
 
@@ -71,6 +79,8 @@ enum Arguments {
     Load(LoadArguments),
     /// Starts clusters of several binaries in turns and prints how they compare
     Compare(CompareArguments),
+    /// Measures how fast the simulator simulates
+    Sim(SimArguments),
 }
 
 #[derive(Args)]
@@ -153,6 +163,19 @@ struct CompareArguments {
 }
 
 #[derive(Args)]
+struct SimArguments {
+    /// The simulator's binary, as `cargo sim` builds it
+    #[arg(long, default_value = "target/sim/detcd-sim")]
+    simulator: PathBuf,
+    /// The table shows medians of so many rounds
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Write the table there as well
+    #[arg(long, value_name = "FILE.md")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct DataArguments {
     /// Bytes of a value
     #[arg(
@@ -171,6 +194,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, F
     match Cli::try_parse_from(arguments) {
         Ok(Cli { arguments: Arguments::Load(arguments) }) => Ok(Command::Load(arguments.into())),
         Ok(Cli { arguments: Arguments::Compare(arguments) }) => Ok(Command::Compare(arguments.try_into()?)),
+        Ok(Cli { arguments: Arguments::Sim(SimArguments { simulator, rounds, out }) }) => {
+            Ok(Command::Sim(SimOptions { simulator, rounds: rounds as usize, out }))
+        }
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Command::Help(error.to_string())),
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {

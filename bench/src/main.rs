@@ -3,10 +3,12 @@
 //! ```text
 //! detcd-bench load     a closed loop of clients against running servers
 //! detcd-bench compare  clusters of several binaries, started in turns on this machine, as one table
+//! detcd-bench sim      how fast the simulator simulates
 //! ```
 //!
 //! The code: `cli` reads the arguments, `load` is the closed loop, `workload` what its clients do, `cluster` starts
-//! and stops members, `compare` takes turns, `report` renders. `process` and `machine` read `/proc`.
+//! and stops members, `compare` takes turns, `report` renders; `simulation` runs the
+//! simulator. `process` and `machine` read `/proc`.
 //!
 //! Exit codes: 0, 1 for a failure, 64 for a wrong command line. An error is one line on stderr.
 mod cli;
@@ -18,6 +20,7 @@ mod machine;
 mod os;
 mod process;
 mod report;
+mod simulation;
 mod stats;
 mod workload;
 
@@ -89,6 +92,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Help(_) => unreachable!("answered by main"),
         Command::Load(options) => load::command(&options).await,
         Command::Compare(options) => compare::command(&options).await,
+        Command::Sim(options) => simulation::command(&options),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     report::{self, Result as Outcome, Summary},
     runner::{self, Plan, Run},
     scenario::Scenario,
-    sweep, twice,
+    speed, sweep, twice,
     world::recorder::SIMULATED,
 };
 
@@ -39,6 +39,8 @@ enum Command {
     Twice(TwiceArgs),
     /// Runs scenarios over many seeds, a process each.
     Sweep(sweep::Args),
+    /// Runs a cluster for as long as it is told, for whoever measures how fast that goes.
+    Speed(speed::Args),
     /// Judges recorded histories: Jepsen's, Porcupine's, and those under reports/runs.
     Check {
         #[arg(required = true)]
@@ -100,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Twice(args) => twice::main(&args),
         Command::Sweep(args) => sweep::main(&args),
+        Command::Speed(args) => speed::main(&args),
         Command::Check { files } => check_files(&files),
     };
     ExitCode::from(code)

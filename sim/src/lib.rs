@@ -16,6 +16,7 @@ pub mod runner;
 pub mod scenario;
 pub mod schedule;
 pub mod seed;
+mod speed;
 mod sweep;
 mod twice;
 pub mod workload;

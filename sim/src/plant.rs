@@ -54,6 +54,12 @@ pub enum Plant {
     DeafMember,
     /// Answers wait for the next tick, as if somebody forgot to wake whom they are for.
     MissedWake,
+    /// One member panics.
+    Panic,
+    /// One member computes for ever.
+    Hang,
+    /// One member keeps more and more memory.
+    Hoard,
     /// What is sent depends on a counter that all of the process shares.
     GlobalCounter,
     /// What is sent first depends on where things lie in memory.
@@ -80,6 +86,7 @@ impl Plant {
                 plant,
                 node,
                 old: None,
+                hoard: Vec::new(),
                 held: Vec::new(),
                 outputs: Vec::new(),
                 ticks: 0,
@@ -104,6 +111,7 @@ struct Broken {
     node: NodeNumber,
     /// A view of long ago.
     old: Option<Machine>,
+    hoard: Vec<Vec<u8>>,
     /// Outputs held back until the next tick.
     held: Vec<Output>,
     outputs: Vec<Output>,
@@ -118,6 +126,22 @@ impl Broken {
     fn picks(&mut self, n: u64) -> bool {
         self.count += 1;
         self.count.is_multiple_of(n)
+    }
+
+    /// What takes the whole run down with it.
+    fn run_wild(&mut self) {
+        if self.node.0 != 2 || self.ticks <= 200 {
+            return;
+        }
+        match self.plant {
+            Plant::Panic => panic!("planted"),
+            Plant::Hang => loop {
+                std::hint::spin_loop();
+            },
+            // Touched, so that it is really there; grows past the bound within some simulated seconds.
+            Plant::Hoard => self.hoard.push(vec![1; 64 << 20]),
+            _ => {}
+        }
     }
 
     /// What the replica gets to see instead of `input`.
@@ -200,6 +224,7 @@ impl Step for Broken {
     fn step(&mut self, input: Input, out: &mut Vec<Output>) {
         if let Input::Tick { .. } = input {
             self.ticks += 1;
+            self.run_wild();
             out.append(&mut self.held);
             if self.ticks.is_multiple_of(20) {
                 self.old = Some(self.replica.machine().clone());

@@ -63,6 +63,21 @@ fn every_law_catches_a_planted_bug() {
     }
 }
 
+/// What no law would live to see ends the run with a verdict, its seed and the command that does it again.
+#[test]
+fn panics_hangs_and_exhausted_memory_are_violations() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    for (plant, accident) in [("panic", "panic: "), ("hang", "hang: "), ("hoard", "memory: ")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_detcd-sim"));
+        let output = command.args(["run", CALM, "--seed", "3", "--plant", plant]).current_dir(root).output();
+        let output = output.expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{plant}: {text}");
+        assert!(text.contains(accident), "{plant}: {text}");
+        assert!(text.contains(&format!("cargo sim run {CALM} --seed 3 --plant {plant}")), "{plant}: {text}");
+    }
+}
+
 #[test]
 fn what_is_not_planted_is_not_caught() {
     for scenario in [CALM, EVERYONE, ISOLATED] {
