@@ -189,6 +189,8 @@ impl Wal {
 
     /// Goes over to a new segment. The old one loses its zeros: whoever reads it sees a clean end.
     async fn rotate(&mut self) -> io::Result<NewSegment> {
+        // What nobody waited for belongs to the old one: the new one goes on from its checksum.
+        self.flush().await?;
         self.file.set_len(self.offset).await?;
         self.file.sync().await?;
         let (sequence, first) = (self.sequence + 1, Index(self.last.0 + 1));

@@ -59,7 +59,12 @@ async fn run(flags: Flags) -> (ExitReason, i32) {
         let _ = stopping.send(signal); // the run may have ended by itself
     };
     let reason = detcd_node::run(flags.config, host::real(), Box::pin(stop)).await;
-    (reason, stopped.await.unwrap_or(libc::SIGTERM))
+    let signal = match &reason {
+        ExitReason::Stopped => stopped.await.unwrap_or(libc::SIGTERM),
+        // Nobody asked, and nobody may ever.
+        ExitReason::Failed(_) => libc::SIGTERM,
+    };
+    (reason, signal)
 }
 
 /// Resolves to the signal that asks the process to stop.

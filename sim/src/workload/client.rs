@@ -154,6 +154,7 @@ impl Client {
         let client = self.number;
         self.recorder.record(Event::Call { op, client, node, request: request.clone() });
         let result = madsim::time::timeout(within, send(kv, op, request.clone())).await;
+        let silent = result.is_err();
         let outcome = match result {
             Ok(Ok(answer)) => Outcome::Ok(answer),
             Ok(Err(status)) => judge(&request, &status),
@@ -167,13 +168,13 @@ impl Client {
             _ => false,
         };
         self.recorder.record(Event::Return { op, outcome });
-        if ok { self.failures = 0 } else { self.failed() }
+        if ok { self.failures = 0 } else { self.failed(silent) }
     }
 
-    /// A node that fails twice in a row is left for the next one.
-    fn failed(&mut self) {
+    /// A node that says nothing, or fails twice in a row, is left for another one.
+    fn failed(&mut self, silent: bool) {
         self.failures += 1;
-        if self.failures >= 2 {
+        if silent || self.failures >= 2 {
             self.give_up();
         }
     }
@@ -181,7 +182,8 @@ impl Client {
     fn give_up(&mut self) {
         self.failures = 0;
         self.connection = None;
-        self.endpoints.next();
+        let draw = self.rng.next_u64();
+        self.endpoints.leave(draw);
     }
 }
 

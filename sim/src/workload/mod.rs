@@ -22,7 +22,7 @@ fn keys_end() -> Text {
     Arc::from("l")
 }
 
-/// Walks through the nodes in an order of its own.
+/// Goes from node to node.
 #[derive(Debug, Clone)]
 struct Endpoints {
     nodes: usize,
@@ -38,7 +38,9 @@ impl Endpoints {
         NodeNumber(self.current + 1)
     }
 
-    fn next(&mut self) {
-        self.current = (self.current + 1) % self.nodes;
+    /// Another one, as `draw` decides: clients that left a node together must not all meet at the next.
+    fn leave(&mut self, draw: u64) {
+        let others = (self.nodes as u64 - 1).max(1);
+        self.current = (self.current + 1 + (draw % others) as usize) % self.nodes;
     }
 }

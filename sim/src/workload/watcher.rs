@@ -66,7 +66,8 @@ impl Watcher {
             if let Err(reason) = self.watch().await {
                 self.record(Watched::Ended { reason, compacted: 0 });
             }
-            self.endpoints.next();
+            let draw = self.rng.next_u64();
+            self.endpoints.leave(draw);
             self.time.sleep_until(self.time.now() + Duration::from_millis(100)).await;
         }
     }

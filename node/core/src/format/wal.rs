@@ -206,7 +206,9 @@ impl<'a> Reader<'a> {
         let size = LENGTH_BYTES + length + pad;
         let Some(frame) = rest.get(..size) else {
             let (have, need) = (rest.len(), size);
-            return Err(self.damage(have, format!("a record of {need} bytes begins {have} bytes before the end")));
+            let reason = format!("a record of {need} bytes begins {have} bytes before the end");
+            // The sectors that are missing are as good as zero: the write that would have made the file longer was cut.
+            return Err(Damage { torn: true, ..self.damage(have, reason) });
         };
         let record = self.decode(&frame[LENGTH_BYTES..][..length]).map_err(|reason| self.damage(size, reason))?;
         self.offset += size;
@@ -387,6 +389,19 @@ mod tests {
             let mut rotten = bytes.clone();
             rotten[range.start + 10] ^= 1;
             assert!(!read_all(&rotten).1.unwrap_err().torn);
+        }
+    }
+
+    #[test]
+    fn a_record_that_the_files_end_cuts_is_torn() {
+        let (bytes, _) = log();
+        let (mut reader, mut starts) = (Reader::new(&bytes, None), Vec::new());
+        while reader.read().unwrap().is_some() {
+            starts.push(reader.offset());
+        }
+        let last = starts[starts.len() - 2];
+        for cut in last + LENGTH_BYTES..bytes.len() {
+            assert!(read_all(&bytes[..cut]).1.unwrap_err().torn, "cut at {cut}");
         }
     }
 
