@@ -14,9 +14,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// `member/wal` in the data directory, unless told otherwise.
     pub wal_dir: Option<PathBuf>,
-    /// Addresses, `host:port`.
-    pub listen_client: Vec<String>,
-    pub listen_peer: Vec<String>,
+    /// URLs, as the world's network takes them.
+    pub listen_client_urls: Vec<String>,
+    pub listen_peer_urls: Vec<String>,
     /// URLs, as told to others.
     pub advertise_client_urls: Vec<String>,
     pub advertise_peer_urls: Vec<String>,
@@ -40,14 +40,14 @@ pub struct Founder {
 impl Config {
     /// A node called `name` that is a cluster of its own on etcd's default ports.
     pub fn new(name: &str, data_dir: impl Into<PathBuf>) -> Config {
-        let peer_url = "http://localhost:2380".to_owned();
+        let (client_url, peer_url) = ("http://localhost:2379".to_owned(), "http://localhost:2380".to_owned());
         Config {
             name: name.to_owned(),
             data_dir: data_dir.into(),
             wal_dir: None,
-            listen_client: vec!["localhost:2379".into()],
-            listen_peer: vec!["localhost:2380".into()],
-            advertise_client_urls: vec!["http://localhost:2379".into()],
+            listen_client_urls: vec![client_url.clone()],
+            listen_peer_urls: vec![peer_url.clone()],
+            advertise_client_urls: vec![client_url],
             advertise_peer_urls: vec![peer_url.clone()],
             initial_cluster: vec![Founder { name: name.to_owned(), peer_urls: vec![peer_url] }],
             initial_cluster_token: "etcd-cluster".into(),
@@ -75,7 +75,7 @@ impl Config {
     }
 }
 
-/// `http://host:port` without its scheme, and whether the scheme asks for TLS.
+/// `http://host:port` without its scheme, and whether the scheme, then `https`, asks for TLS.
 pub fn parse_url(url: &str) -> Option<(&str, bool)> {
     let (rest, tls) = match url.split_once("://")? {
         ("http", rest) => (rest, false),

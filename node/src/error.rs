@@ -27,8 +27,8 @@ pub enum Failure {
     Damaged { path: PathBuf, offset: u64, reason: String },
     #[error("the log in {path} makes no sense: {reason}; nothing was changed; restore the directory from a backup")]
     Log { path: PathBuf, reason: String },
-    #[error("cannot listen on {address} for {role}: {error}; free the port, or choose another with {flag}")]
-    Listen { role: &'static str, flag: &'static str, address: String, error: io::Error },
+    #[error("cannot listen on {url} for {role}: {error}; free the port, or choose another with {flag}")]
+    Listen { role: &'static str, flag: &'static str, url: String, error: io::Error },
     #[error(
         "--initial-cluster has no member {name:?} with the peer URLs {urls:?}; it must list this member as --name and \
          --initial-advertise-peer-urls give it"

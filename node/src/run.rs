@@ -50,8 +50,8 @@ async fn start(
     stop: Stop,
     wrap: impl FnOnce(Replica) -> Box<dyn Step>,
 ) -> Result<Driver, Failure> {
-    let clients = listen(host, Role::Client, &config.listen_client).await?;
-    let peers = listen(host, Role::Peer, &config.listen_peer).await?;
+    let clients = listen(host, Role::Client, &config.listen_client_urls).await?;
+    let peers = listen(host, Role::Peer, &config.listen_peer_urls).await?;
     let (wal, metadata, recovered) = open_log(config, host).await?;
     let state = recovered.hard_state;
     host.probe.note(NodeEvent::Recovered {
@@ -83,15 +83,15 @@ async fn start(
     Ok(Driver::new(wrap(replica), wal, host.clone(), handle, driver_peers, metrics))
 }
 
-async fn listen(host: &Host, role: Role, addresses: &[String]) -> Result<Vec<Box<dyn Listener>>, Failure> {
+async fn listen(host: &Host, role: Role, urls: &[String]) -> Result<Vec<Box<dyn Listener>>, Failure> {
     let (name, flag) = match role {
         Role::Client => ("clients", "--listen-client-urls"),
         Role::Peer => ("peers", "--listen-peer-urls"),
     };
     let mut listeners = Vec::new();
-    for address in addresses {
-        let listener = host.net.listen(role, address).await;
-        let failed = |error| Failure::Listen { role: name, flag, address: address.clone(), error };
+    for url in urls {
+        let listener = host.net.listen(role, url).await;
+        let failed = |error| Failure::Listen { role: name, flag, url: url.clone(), error };
         listeners.push(listener.map_err(failed)?);
     }
     Ok(listeners)

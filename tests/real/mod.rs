@@ -2,6 +2,7 @@
 mod daemon;
 mod kill9;
 mod refusals;
+mod tls;
 mod transcript;
 
 use detcd_node::proto::etcdserverpb::{PutRequest, kv_client::KvClient};

@@ -44,6 +44,14 @@ pub const PEER_SILENCE_MS: u64 = 5_000;
 /// The least time between two attempts to reach a peer, in milliseconds.
 pub const PEER_REDIAL_MS: u64 = 100;
 
+/// A TLS handshake that is not done after so long is given up, in milliseconds; so is a connection to a peer. etcd's.
+pub const HANDSHAKE_MS: u64 = 10_000;
+/// TLS handshakes that one listener has under way at once; beyond it callers wait to be accepted, until one is done or
+/// the oldest has had its share.
+pub const HANDSHAKES_MAX: usize = 500;
+/// What a TLS handshake may take while others wait for its place, in milliseconds; after that it gives way.
+pub const HANDSHAKE_SHARE_MS: u64 = 1_000;
+
 /// The size at which the log goes over to a new segment, in bytes. etcd's.
 pub const SEGMENT_BYTES: u64 = 64_000_000;
 /// The largest record a log reader accepts, in bytes: larger is corruption, not data.
@@ -65,3 +73,4 @@ const _: () = assert!(REQUEST_BYTES_MAX + (1 << 10) < RECORD_BYTES_MAX);
 // A queue must hold at least what may be in flight to one follower when requests are small.
 const _: () = assert!(PEER_QUEUE_BYTES_MAX as u64 > APPEND_BYTES_MAX * 4);
 const _: () = assert!(ELECTION_MS >= 5 * HEARTBEAT_MS);
+const _: () = assert!(HANDSHAKE_SHARE_MS <= HANDSHAKE_MS);

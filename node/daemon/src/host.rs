@@ -10,12 +10,12 @@ use detcd_node::{
     host::{Clock, Host, Probe, Sleep, Vitals},
 };
 
-use crate::{files::Files, net::Tcp, vitals};
+use crate::{files::Files, net::Sockets, tls::Tls, vitals};
 
-pub fn real() -> Host {
+pub fn real(tls: Tls) -> Host {
     Host {
         disk: Arc::new(Files::new()),
-        net: Arc::new(Tcp),
+        net: Arc::new(Sockets { tls }),
         clock: Arc::new(SystemClock { origin: Instant::now() }),
         probe: Arc::new(Logger),
         // The standard library's hash keys are the kernel's randomness.

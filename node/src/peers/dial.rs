@@ -1,5 +1,6 @@
 //! Our side of a stream that we receive on: dial, ask, then read messages as long as they come.
 use std::{
+    error::Error,
     future::poll_fn,
     io,
     pin::Pin,
@@ -32,7 +33,7 @@ enum DialError {
     Url(String),
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error(transparent)]
+    #[error("{}", with_causes(.0))]
     Http(#[from] hyper::Error),
     #[error("the peer says that this member was removed from the cluster")]
     Removed,
@@ -44,6 +45,12 @@ enum DialError {
     Silent,
     #[error("the stream is not made of messages: {0}")]
     Garbled(String),
+}
+
+/// hyper keeps to itself what went wrong below it, such as a refused certificate.
+fn with_causes(error: &dyn Error) -> String {
+    std::iter::successors(error.source(), |&error| error.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Keeps a stream from `peer` open for as long as it is a member.
@@ -70,7 +77,7 @@ async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(), D
         urls.get(attempt % urls.len().max(1)).cloned().unwrap_or_default()
     };
     let Some((address, _)) = parse_url(&url) else { return Err(DialError::Url(url)) };
-    let io = context.host.net.connect(Role::Peer, address).await?;
+    let io = context.host.net.connect(Role::Peer, &url).await?;
     peer.incoming.cut.store(false, Relaxed);
     peer.incoming.silent_ticks.store(0, Relaxed);
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;

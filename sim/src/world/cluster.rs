@@ -84,8 +84,8 @@ pub fn client_ip(client: u64) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 1, client as u8))
 }
 
-pub fn client_address(number: NodeNumber) -> String {
-    format!("{}:2379", node_ip(number.0))
+pub fn client_url(number: NodeNumber) -> String {
+    format!("http://{}:2379", node_ip(number.0))
 }
 
 impl Cluster {
@@ -228,11 +228,10 @@ fn founder(number: NodeNumber) -> Founder {
 }
 
 fn config(number: NodeNumber, options: &ClusterOptions, founders: &[Founder]) -> Config {
-    let ip = node_ip(number.0);
     Config {
-        listen_client: vec![format!("{ip}:2379")],
-        listen_peer: vec![format!("{ip}:2380")],
-        advertise_client_urls: vec![format!("http://{ip}:2379")],
+        listen_client_urls: vec![client_url(number)],
+        listen_peer_urls: founder(number).peer_urls,
+        advertise_client_urls: vec![client_url(number)],
         advertise_peer_urls: founder(number).peer_urls,
         initial_cluster: founders.to_vec(),
         heartbeat_ms: options.heartbeat_ms,
