@@ -158,13 +158,14 @@ impl Content {
     /// Writes the sectors that are dirty, as they are now, and the length; leaves the clean changes of others pending.
     fn sync_dirty(&mut self) {
         let dirty = touched(&self.pending[self.clean..]);
-        let bytes: Vec<_> = dirty.iter().map(|sector| self.read(sector * SECTOR, SECTOR as usize)).collect();
+        // What was cut again is not written: it may be a hole by now.
+        let written = self.pending_sectors().into_iter().filter(|sector| dirty.contains(sector));
+        let written = written.map(|sector| (sector * SECTOR, self.read(sector * SECTOR, SECTOR as usize)));
+        let written: Vec<_> = written.collect();
         let left = self.lasting(self.clean).into_iter().filter(|(offset, _)| !dirty.contains(&(offset / SECTOR)));
         let left = left.map(|(offset, data)| Change::Write { offset, data: data.to_vec() }).collect::<Vec<_>>();
         self.resize_durable();
-        for (sector, bytes) in dirty.iter().zip(bytes).filter(|(_, bytes)| !bytes.is_empty()) {
-            self.durable.write(sector * SECTOR, &bytes);
-        }
+        written.iter().for_each(|(offset, bytes)| self.durable.write(*offset, bytes));
         self.pending = left;
         self.clean = self.pending.len();
     }
@@ -416,6 +417,25 @@ mod tests {
             content
         });
         assert_eq!(cut, ["...", ".", ".\0"].map(String::from).into());
+    }
+
+    #[test]
+    fn what_was_cut_again_leaves_a_hole_even_around_clean_changes() {
+        let mut content = Content::default();
+        content.write(0, vec![b'x']);
+        content.drop_dirty();
+        content.write(BLOCK, vec![b'y'; 2 * SECTOR as usize]);
+        content.set_len(BLOCK + SECTOR);
+        content.set_len(2 * BLOCK);
+        content.sync();
+        let sectors: Vec<u64> = content.durable.written().within(0..u64::MAX).flatten().collect();
+        assert_eq!(sectors, [BLOCK / SECTOR]);
+        content.write(0, vec![b'z']);
+        content.set_len(0);
+        content.set_len(BLOCK);
+        content.sync();
+        assert_eq!((content.durable.allocated().count(), content.durable.written().count()), (0, 0));
+        assert!(content.pending.is_empty() && content.read(0, usize::MAX).iter().all(|byte| *byte == 0));
     }
 
     #[test]

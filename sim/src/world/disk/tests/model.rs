@@ -347,8 +347,6 @@ async fn run(mut bench: Bench, ops: Vec<Op>) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
     #[test]
     fn the_disk_agrees_with_the_model(seed in any::<u64>(), ops in ops()) {
         let first = world(seed, |bench| run(bench, ops.clone()));
