@@ -28,8 +28,25 @@ pub const APPENDS_IN_FLIGHT_MAX: usize = 256;
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// The most bytes of committed entries applied in one go: keeps a step short.
 pub const APPLY_BYTES_MAX: u64 = 1 << 20;
+/// Proposals that a leader holds back while it hands over, or while a change of the membership is not applied yet; one
+/// more is lost.
+pub const DEFERRED_MAX: usize = 1_000;
 /// Requests that may wait for consensus in one member; one more is refused with "too many requests".
 pub const PROPOSALS_WAITING_MAX: usize = 20_000;
+
+/// Bytes of applied entries that are kept in memory for followers a little behind. The rest of the log goes: who needs
+/// more gets the state.
+pub const TAIL_BYTES: u64 = 8 << 20;
+/// As leader, keep up to so many times as much for followers that are alive but not there yet.
+pub const TAIL_HELD_FACTOR: u64 = 16;
+/// Learners that a cluster may have. etcd's default. One more: "too many learner members".
+pub const LEARNERS_MAX: usize = 1;
+/// A learner is promoted once it has so many percent of the leader's log. etcd's.
+pub const CAUGHT_UP_PERCENT: u64 = 90;
+/// How long a change of the membership may wait for consensus, in milliseconds, if the caller does not give up before.
+pub const CHANGE_WAIT_MS: u64 = 60_000;
+/// A peer counts as connected once it has been for so long, in milliseconds. etcd's.
+pub const HEALTHY_MS: u64 = 5_000;
 
 /// Undelivered bytes of events on one watch stream; beyond it the stream's watches fall behind and catch up from
 /// history at the pace at which the client reads.

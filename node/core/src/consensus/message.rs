@@ -29,6 +29,13 @@ impl Message {
         Index(self.0.index)
     }
 
+    /// Up to where the state stands in for the log, if this is a snapshot.
+    pub fn snapshot_position(&self) -> Option<(Index, Term)> {
+        let metadata = self.0.get_snapshot().get_metadata();
+        let is_snapshot = self.0.msg_type == MessageType::MsgSnapshot && metadata.index > 0;
+        is_snapshot.then_some((Index(metadata.index), Term(metadata.term)))
+    }
+
     /// etcd's name of the message's type.
     pub fn kind(&self) -> &'static str {
         match self.0.msg_type {

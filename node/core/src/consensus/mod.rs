@@ -9,16 +9,20 @@
 //! - Heartbeat answers and forwarded requests promise nothing but the term and the vote: they overtake entries that
 //!   are still on their way to disk, but not those.
 //! - Election timeouts depend on seed, member, term and how often the member stood, and on nothing else.
+//! - A member that waits for a snapshot to become durable stands for no election: raft-rs could not read what it would
+//!   have to look through.
+//! - Proposals that raft-rs would drop or empty in silence wait instead (`proposals.rs`), as far as there is room.
 mod appends;
 mod election;
 mod log;
 mod message;
+mod proposals;
 
 use std::{collections::VecDeque, mem::take};
 
 use bytes::Bytes;
 use raft::{
-    Config, RawNode, StateRole,
+    Config, ProgressState, RawNode, SnapshotStatus, StateRole,
     eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, MessageType},
 };
 
@@ -30,9 +34,9 @@ use crate::{
     limits,
     machine::{
         hash_bytes,
-        membership::{Change, Member},
+        membership::{Change, Configuration, Member},
     },
-    replica::{Output, Persist},
+    replica::{Output, Persist, SnapshotMark},
     types::{Index, MemberId, PersistId, Term},
 };
 
@@ -45,6 +49,20 @@ pub struct Timing {
     pub election: usize,
     /// Everything random in consensus comes from here.
     pub seed: u64,
+}
+
+/// Where a member begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Start {
+    /// Durable with the log.
+    pub state: HardState,
+    /// The position right before the first entry.
+    pub before: (Index, Term),
+    pub entries: Vec<Entry>,
+    /// What the machine has applied already: `before`, or some entry after it.
+    pub applied: (Index, Term),
+    /// Who had a say then.
+    pub configuration: Configuration,
 }
 
 /// A ready that waits for the disk.
@@ -68,6 +86,8 @@ pub struct Progress {
     pub committed: Vec<Entry>,
     /// Linearizable reads, by the context they were asked with, and the index from which they may be served.
     pub reads: Vec<(Bytes, Index)>,
+    /// For followers too far behind: each is to get the machine's present state with its message.
+    pub snapshots: Vec<Message>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,17 +121,27 @@ pub struct Consensus {
     commit: Index,
     /// Reads that followers asked before this leader's first commit; raft-rs would drop them.
     early_reads: Vec<eraftpb::Message>,
+    /// Proposals that cannot be taken right now.
+    deferred: VecDeque<eraftpb::Message>,
+    /// The last term in which this leader tried to hand over before its own removal.
+    handed_over_for: Option<u64>,
+    /// The batch with which the last snapshot that was taken in becomes durable, until it is.
+    installing: Option<PersistId>,
 }
 
 impl Consensus {
-    /// `entries` is the whole log, from index 1 on; `state` was durable with it.
-    pub fn new(id: MemberId, timing: &Timing, state: HardState, entries: Vec<Entry>) -> Consensus {
-        let mut log = Log::default();
+    pub fn new(id: MemberId, timing: &Timing, start: Start) -> Consensus {
+        let Start { state, before, entries, applied, configuration } = start;
+        let mut log = Log::after((before.0.0, before.1.0));
         log.append(entries);
-        (log.hard_state.term, log.hard_state.vote, log.hard_state.commit) =
-            (state.term.0, state.vote.0, state.commit.0);
+        // The machine may be ahead of the commit index that is durable: what it applied was committed all the same.
+        let commit = state.commit.max(applied.0);
+        (log.hard_state.term, log.hard_state.vote, log.hard_state.commit) = (state.term.0, state.vote.0, commit.0);
+        log.conf_state = conf_state(&configuration);
+        log.applied = (applied.0.0, applied.1.0);
         let config = Config {
             id: id.0,
+            applied: applied.0.0,
             election_tick: timing.election,
             heartbeat_tick: timing.heartbeat,
             pre_vote: true,
@@ -136,8 +166,11 @@ impl Consensus {
             promised: (state.term, state.vote),
             vote: PersistId(0),
             standing: Standing { role: Role::Follower, term: state.term, leader: MemberId(0) },
-            commit: state.commit,
+            commit,
             early_reads: Vec::new(),
+            deferred: VecDeque::new(),
+            handed_over_for: None,
+            installing: None,
         };
         consensus.timer.draw(&mut consensus.raft.raft);
         consensus
@@ -169,6 +202,46 @@ impl Consensus {
         self.role() == Role::Leader && self.raft.raft.commit_to_current_term()
     }
 
+    /// Whether this member has a say, as far as it has applied the log.
+    pub fn is_voter(&self) -> bool {
+        self.raft.raft.promotable()
+    }
+
+    /// The batch with which a snapshot that was taken in becomes durable, while it is on its way.
+    pub fn installing(&self) -> Option<PersistId> {
+        self.installing
+    }
+
+    /// Whom leadership is on its way to.
+    pub fn transferee(&self) -> Option<MemberId> {
+        self.raft.raft.lead_transferee.map(MemberId)
+    }
+
+    /// As leader: up to where another member's log is known to agree, in percent of this one's; of a stranger `None`.
+    pub fn caught_up_percent(&self, member: MemberId) -> Option<u64> {
+        let matched = |id| Some(self.raft.raft.prs().get(id)?.matched);
+        let own = matched(self.raft.raft.id)?;
+        Some(matched(member.0)? * 100 / own.max(1))
+    }
+
+    /// As leader: the voter that is best placed to lead next: heard of lately, and with the most complete log.
+    pub fn heir(&self) -> Option<MemberId> {
+        let raft = &self.raft.raft;
+        let voters = raft.prs().conf().voters();
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id && voters.contains(**id));
+        // Of equals the lowest id, so that the order of a hash map decides nothing.
+        let fitness = |(id, progress): &(&u64, &raft::Progress)| {
+            let fed = progress.recent_active && progress.state != ProgressState::Snapshot;
+            (fed, progress.matched, std::cmp::Reverse(**id))
+        };
+        others.max_by_key(fitness).map(|(id, _)| MemberId(*id))
+    }
+
+    /// As leader: hands leadership over, which may fail. Proposals wait meanwhile.
+    pub fn transfer(&mut self, to: MemberId) {
+        self.raft.transfer_leader(to.0);
+    }
+
     fn is_sole_voter(&self) -> bool {
         let voters = self.raft.raft.prs().conf().voters();
         voters.contains(self.raft.raft.id) && self.raft.raft.prs().is_singleton()
@@ -177,7 +250,9 @@ impl Consensus {
     /// One raft tick.
     pub fn tick(&mut self, out: &mut Vec<Output>) {
         self.ticks += 1;
-        if self.is_sole_voter() && self.role() != Role::Leader {
+        if self.installing.is_some() {
+            // See the head of this module.
+        } else if self.is_sole_voter() && self.role() != Role::Leader {
             // Nobody to wait for. But raft-rs stops a sole voter that is elected over entries not yet durable.
             if self.writing.is_empty() {
                 self.raft.campaign().expect("a follower may always stand for election");
@@ -221,13 +296,22 @@ impl Consensus {
             }
             // raft-rs would acknowledge entries that it was not sent.
             MessageType::MsgAppend if !appends::is_contiguous(&message) => return Ok(()),
-            // Nobody sends snapshots yet, and raft-rs must not believe one that cannot be installed.
+            // A snapshot comes with its state, another way; raft-rs must not believe one that cannot be installed.
             MessageType::MsgSnapshot => return Ok(()),
-            MessageType::MsgTimeoutNow if self.is_sole_voter() && !self.writing.is_empty() => return Ok(()),
+            MessageType::MsgTimeoutNow
+                if self.installing.is_some() || (self.is_sole_voter() && !self.writing.is_empty()) =>
+            {
+                return Ok(());
+            }
             _ => {}
         }
         if message.entries.iter().any(|entry| entry.entry_type == EntryType::EntryConfChangeV2) {
             return Ok(()); // etcd's peers never send one, and it must not enter the log
+        }
+        if message.msg_type == MessageType::MsgPropose {
+            self.defer(message);
+            self.take_deferred();
+            return Ok(());
         }
         // What raft-rs refuses (a local message, an answer from a stranger) is the network's noise.
         let _ = self.raft.step(message);
@@ -235,29 +319,29 @@ impl Consensus {
         Ok(())
     }
 
-    /// Whether [`Consensus::propose`] would take entries now: if not, they wait.
-    pub fn takes_proposals(&self) -> bool {
-        let raft = &self.raft.raft;
-        raft.leader_id != 0
-            && raft.lead_transferee.is_none()
-            && (raft.uncommitted_size() as u64) < limits::UNCOMMITTED_BYTES_MAX
-    }
-
-    /// Appends entries, or forwards them to the leader, where they may get lost.
-    pub fn propose(&mut self, entries: Vec<Entry>) {
-        assert!(self.takes_proposals());
-        let mut message = eraftpb::Message::default();
-        message.set_msg_type(MessageType::MsgPropose);
-        message.from = self.raft.raft.id;
-        message.entries = entries.into();
-        // A leader that is no longer a member drops them: to the caller as if they had been lost on the way.
-        let _ = self.raft.raft.step(message);
-    }
-
     /// Asks for an index from which a read that begins now is linearizable. `context` must never have been used.
     /// The answer may get lost.
     pub fn read_index(&mut self, context: Vec<u8>) {
         self.raft.read_index(context);
+    }
+
+    /// A snapshot arrived, and its state is at hand. Whether it is taken in: its state replaces the machine's once the
+    /// batch that is handed out with it is durable. If not, this member needs none.
+    pub fn step_snapshot(&mut self, message: Message) -> bool {
+        let message = message.0;
+        let index = message.get_snapshot().get_metadata().index;
+        if message.to != self.raft.raft.id || message.msg_type != MessageType::MsgSnapshot {
+            return false;
+        }
+        let _ = self.raft.step(message);
+        self.timer.draw(&mut self.raft.raft);
+        self.raft.raft.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index)
+    }
+
+    /// The snapshot that was sent to this member arrived there, or did not.
+    pub fn snapshot_sent(&mut self, to: MemberId, delivered: bool) {
+        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raft.report_snapshot(to.0, status);
     }
 
     /// The disk holds this batch and all before it.
@@ -267,6 +351,7 @@ impl Consensus {
         while self.writing.front().is_some_and(|writing| writing.persist <= persist) {
             self.writing.pop_front();
         }
+        self.installing.take_if(|installing| *installing <= persist);
         self.release(out);
     }
 
@@ -285,13 +370,15 @@ impl Consensus {
     /// Takes the next piece of work out of raft; `None` when there is none.
     pub fn advance(&mut self, out: &mut Vec<Output>) -> Option<Progress> {
         self.answer_early_reads();
+        self.take_deferred();
         if !self.raft.has_ready() {
             return None;
         }
         let mut ready = self.raft.ready();
         let reads = ready.take_read_states().into_iter();
         let reads = reads.map(|read| (Bytes::from(read.request_ctx), Index(read.index))).collect();
-        send(ready.take_messages(), out);
+        let (snapshots, messages) = self.part_snapshots(ready.take_messages());
+        send(messages, out);
         self.persist(&mut ready, out);
         let mut messages = ready.take_persisted_messages();
         if self.durable >= self.vote {
@@ -309,11 +396,25 @@ impl Consensus {
         self.raft.advance_append_async(ready);
         self.note_standing(out);
         self.release(out);
-        Some(Progress { committed, reads })
+        Some(Progress { committed, reads, snapshots })
+    }
+
+    /// Takes the snapshots out, and makes them ones of the present state: raft-rs asked for them a little earlier.
+    fn part_snapshots(&self, messages: Vec<eraftpb::Message>) -> (Vec<Message>, Vec<eraftpb::Message>) {
+        let is_snapshot = |message: &eraftpb::Message| message.msg_type == MessageType::MsgSnapshot;
+        let (mut snapshots, messages): (Vec<_>, Vec<_>) = messages.into_iter().partition(is_snapshot);
+        let log = self.raft.store();
+        for message in &mut snapshots {
+            let metadata = message.mut_snapshot().mut_metadata();
+            (metadata.index, metadata.term) = log.applied;
+            metadata.set_conf_state(log.conf_state.clone());
+        }
+        (snapshots.into_iter().map(Message).collect(), messages)
     }
 
     /// Hands what is new to the disk, and to the log in memory, where raft-rs reads it back.
     fn persist(&mut self, ready: &mut raft::Ready, out: &mut Vec<Output>) {
+        let snapshot = Some(ready.snapshot().get_metadata()).filter(|metadata| metadata.index > 0).cloned();
         let entries = ready.take_entries();
         for entry in &entries {
             let (index, term) = (Index(entry.index), Term(entry.term));
@@ -326,14 +427,20 @@ impl Consensus {
             commit: Index(state.commit),
         });
         let log = self.raft.mut_store();
+        if let Some(metadata) = &snapshot {
+            log.restart_after(metadata);
+        }
         log.append(entries.clone());
         if let Some(state) = ready.hs() {
             log.hard_state = state.clone();
         }
-        if entries.is_empty() && hard_state.is_none() {
+        if entries.is_empty() && hard_state.is_none() && snapshot.is_none() {
             return;
         }
         self.persist.0 += 1;
+        if snapshot.is_some() {
+            self.installing = Some(self.persist);
+        }
         let sync = ready.must_sync();
         if sync {
             self.writing.push_back(Writing { persist: self.persist, since_tick: self.ticks });
@@ -350,13 +457,45 @@ impl Consensus {
             term: Term(raft.term),
             vote: MemberId(raft.vote),
             last: last.map(|entry| (Index(entry.index), Term(entry.term))),
+            snapshot: snapshot.as_ref().map(|metadata| (Index(metadata.index), Term(metadata.term))),
         }));
-        out.push(Output::Persist(Persist { id: self.persist, hard_state, entries, sync }));
+        let snapshot = snapshot.map(|metadata| SnapshotMark {
+            index: Index(metadata.index),
+            term: Term(metadata.term),
+            configuration: configuration(metadata.get_conf_state()),
+        });
+        // With a snapshot the commit index must be durable too, or the log would begin behind what is committed.
+        let (term, vote, commit) = (Term(raft.term), MemberId(raft.vote), self.committed());
+        let hard_state = hard_state.or(snapshot.as_ref().map(|_| HardState { term, vote, commit }));
+        out.push(Output::Persist(Persist { id: self.persist, hard_state, entries, snapshot, sync }));
     }
 
-    /// The machine has applied everything up to here.
-    pub fn applied(&mut self, index: Index) {
+    /// The machine has applied everything up to here, entry by entry or by taking over a snapshot's state.
+    pub fn applied(&mut self, index: Index, term: Term) {
         self.raft.advance_apply_to(index.0);
+        self.raft.mut_store().applied = (index.0, term.0);
+    }
+
+    /// Forgets the log up to where the rest fits into so many bytes. As leader it keeps, up to `held_bytes`, what a
+    /// follower that is alive still needs. Where the log begins now, if it was cut.
+    pub fn cut(&mut self, tail_bytes: u64, held_bytes: u64) -> Option<Index> {
+        let raft = &self.raft.raft;
+        let log = &raft.raft_log.store;
+        // Not a little at every step.
+        if log.bytes() <= tail_bytes + tail_bytes / 4 {
+            return None;
+        }
+        let mut index = log.overhang(tail_bytes).min(log.applied.0);
+        if raft.state == StateRole::Leader {
+            let needed = raft.prs().iter().filter(|(id, progress)| **id != raft.id && progress.recent_active);
+            let needed = needed.map(|(_, progress)| match progress.state {
+                ProgressState::Snapshot => progress.pending_snapshot,
+                _ => progress.matched,
+            });
+            let at_least = log.overhang(held_bytes).min(log.applied.0);
+            index = needed.min().map_or(index, |needed| index.min(needed).max(at_least));
+        }
+        self.raft.mut_store().cut(index).then_some(Index(index))
     }
 
     /// Tells raft of a configuration entry that was applied, valid or not (`None`: it changes nothing).
@@ -379,7 +518,22 @@ impl Consensus {
         changes.mut_changes().push(change);
         let state: ConfState = self.raft.apply_conf_change(&changes).expect("a single change of a valid configuration");
         self.raft.mut_store().conf_state = state;
+        self.step_down_if_removed();
         self.timer.draw(&mut self.raft.raft);
+    }
+
+    /// A leader that removed itself would go on, count itself and, in raft-rs, stop at the next entry that becomes
+    /// durable. It tells the others what is committed, asks the best of them to take over, and leads no more.
+    fn step_down_if_removed(&mut self) {
+        if self.role() != Role::Leader || self.is_voter() {
+            return;
+        }
+        self.raft.raft.bcast_append();
+        if let Some(heir) = self.heir() {
+            self.raft.raft.send_timeout_now(heir.0);
+        }
+        let term = self.raft.raft.term;
+        self.raft.raft.become_follower(term, 0);
     }
 
     /// The last attempts to send to this member failed.
@@ -410,6 +564,22 @@ impl Consensus {
             out.push(Output::Note(NodeEvent::Committed { index: commit }));
         }
     }
+}
+
+fn conf_state(configuration: &Configuration) -> ConfState {
+    let ids = |ids: &[MemberId]| ids.iter().map(|id| id.0).collect();
+    let mut state = ConfState::default();
+    (state.voters, state.learners) = (ids(&configuration.voters), ids(&configuration.learners));
+    state
+}
+
+fn configuration(state: &ConfState) -> Configuration {
+    let ids = |ids: &[u64]| {
+        let mut ids: Vec<_> = ids.iter().map(|id| MemberId(*id)).collect();
+        ids.sort();
+        ids
+    };
+    Configuration { voters: ids(&state.voters), learners: ids(&state.learners) }
 }
 
 fn role(state: StateRole) -> Role {

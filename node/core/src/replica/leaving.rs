@@ -1,0 +1,117 @@
+//! Giving up leadership and going away: on request, when asked to stop, and when removed from the cluster.
+use super::{Output, Replica, io::Answer};
+use crate::{
+    error::Refusal,
+    event::{NodeEvent, Role},
+    machine::Response,
+    types::{MemberId, Ticket},
+};
+
+/// A hand-over that somebody waits for.
+struct Transfer {
+    ticket: Ticket,
+    to: MemberId,
+}
+
+/// Whether, why and until when a member is on its way out.
+#[derive(Default)]
+pub(super) struct Leaving {
+    transfers: Vec<Transfer>,
+    /// Asked to stop; until this tick it tries to hand over leadership first.
+    stop_by: Option<u64>,
+    /// Removed; until this tick it stays, for the others to hear what it has to say.
+    removed_until: Option<u64>,
+}
+
+impl Leaving {
+    /// `removed`: it was removed in an earlier run.
+    pub fn new(removed: bool) -> Leaving {
+        Leaving { removed_until: removed.then_some(0), ..Leaving::default() }
+    }
+
+    pub fn begin(&mut self, stop_by: u64) {
+        self.stop_by.get_or_insert(stop_by);
+    }
+
+    /// One that finds its removal in its log at the start (tick 0) has nothing to tell anybody.
+    pub fn removed(&mut self, now: u64, until: u64) {
+        self.removed_until.get_or_insert(if now == 0 { 0 } else { until });
+    }
+
+    pub fn was_removed_before(&self) -> bool {
+        self.removed_until == Some(0)
+    }
+}
+
+impl Replica {
+    pub(super) fn transfer(&mut self, ticket: Ticket, to: MemberId, out: &mut Vec<Output>) {
+        let refusal = match self.machine.membership.get(to) {
+            _ if self.consensus.role() != Role::Leader => Refusal::NotLeader,
+            Some(member) if !member.is_learner => {
+                if to != self.config.id {
+                    out.push(Output::Note(NodeEvent::HandingOver { to }));
+                    self.consensus.transfer(to);
+                }
+                return self.leaving.transfers.push(Transfer { ticket, to });
+            }
+            _ => Refusal::BadTransferee,
+        };
+        self.answer(ticket, Err(refusal), out);
+    }
+
+    /// Answers those whose hand-over succeeded, or cannot any more.
+    pub(super) fn end_transfers(&mut self, out: &mut Vec<Output>) {
+        if self.leaving.transfers.is_empty() {
+            return;
+        }
+        let (leader, transferee) = (self.consensus.leader(), self.consensus.transferee());
+        for Transfer { ticket, to } in std::mem::take(&mut self.leaving.transfers) {
+            if leader == to {
+                self.answer(ticket, Ok(Response::Done), out);
+            } else if transferee == Some(to) || leader == MemberId(0) {
+                self.leaving.transfers.push(Transfer { ticket, to });
+            } else {
+                // Somebody else leads: raft gave up after an election timeout, or another hand-over came between.
+                self.answer(ticket, Err(Refusal::Timeout), out);
+            }
+        }
+    }
+
+    pub(super) fn refuse_transfers(&mut self, refusal: Refusal, out: &mut Vec<Output>) {
+        for Transfer { ticket, .. } in std::mem::take(&mut self.leaving.transfers) {
+            self.answer(ticket, Err(refusal), out);
+        }
+    }
+
+    fn answer(&self, ticket: Ticket, result: Result<Response, Refusal>, out: &mut Vec<Output>) {
+        let (revision, term) = (self.machine.store.revision(), self.consensus.term());
+        out.push(Output::Respond { ticket, answer: Answer { result, revision, term } });
+    }
+
+    /// Ends the run if it is time to.
+    pub(super) fn leave(&mut self, out: &mut Vec<Output>) {
+        if self.leaving.removed_until.is_some_and(|until| self.ticks >= until) {
+            self.refuse_all(out);
+            out.push(Output::Note(NodeEvent::Removed));
+            out.push(Output::Removed);
+            self.halted = true;
+        } else if self.leaving.stop_by.is_some_and(|by| self.ticks >= by || !self.hands_over(out)) {
+            self.refuse_all(out);
+            out.push(Output::Stopped);
+            self.halted = true;
+        }
+    }
+
+    /// Whether there is leadership that somebody else could take; asks one to.
+    fn hands_over(&mut self, out: &mut Vec<Output>) -> bool {
+        if self.consensus.role() != Role::Leader {
+            return false;
+        }
+        let Some(heir) = self.consensus.heir() else { return false };
+        if self.consensus.transferee().is_none() {
+            out.push(Output::Note(NodeEvent::HandingOver { to: heir }));
+            self.consensus.transfer(heir);
+        }
+        true
+    }
+}
