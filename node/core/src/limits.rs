@@ -45,6 +45,9 @@ pub const LEARNERS_MAX: usize = 1;
 pub const CAUGHT_UP_PERCENT: u64 = 90;
 /// How long a change of the membership may wait for consensus, in milliseconds, if the caller does not give up before.
 pub const CHANGE_WAIT_MS: u64 = 60_000;
+/// A removed member that cannot tell whether the others know it yet stays for so long, in milliseconds: they may need its
+/// vote to find out.
+pub const REMOVED_STAYS_MS: u64 = 60_000;
 /// A peer counts as connected once it has been for so long, in milliseconds. etcd's.
 pub const HEALTHY_MS: u64 = 5_000;
 

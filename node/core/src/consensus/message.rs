@@ -2,7 +2,11 @@
 use protobuf::Message as _;
 use raft::eraftpb::{self, MessageType};
 
-use crate::types::{Index, MemberId, Term};
+use super::members;
+use crate::{
+    machine::membership::Configuration,
+    types::{Index, MemberId, Term},
+};
 
 /// A raft message. Opaque to the shell, which carries its bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +38,13 @@ impl Message {
         let metadata = self.0.get_snapshot().get_metadata();
         let is_snapshot = self.0.msg_type == MessageType::MsgSnapshot && metadata.index > 0;
         is_snapshot.then_some((Index(metadata.index), Term(metadata.term)))
+    }
+
+    /// Whether this is a snapshot of just this position, with just these members.
+    pub fn is_snapshot_of(&self, index: Index, term: Term, configuration: &Configuration) -> bool {
+        let state = self.0.get_snapshot().get_metadata().get_conf_state();
+        let is_joint = !state.voters_outgoing.is_empty() || !state.learners_next.is_empty() || state.auto_leave;
+        self.snapshot_position() == Some((index, term)) && !is_joint && members::configuration(state) == *configuration
     }
 
     /// etcd's name of the message's type.

@@ -15,28 +15,30 @@
 mod appends;
 mod election;
 mod log;
+mod members;
 mod message;
 mod proposals;
+mod ready;
 
-use std::{collections::VecDeque, mem::take};
+use std::collections::VecDeque;
 
-use bytes::Bytes;
 use raft::{
     Config, ProgressState, RawNode, SnapshotStatus, StateRole,
-    eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, MessageType},
+    eraftpb::{self, Entry, EntryType, MessageType},
 };
 
 pub use self::message::{Message, MessageError};
-use self::{election::ElectionTimer, log::Log};
+use self::{
+    election::ElectionTimer,
+    log::Log,
+    ready::{Held, Standing, Writing},
+};
 use crate::{
     event::{NodeEvent, Role},
     format::wal::HardState,
     limits,
-    machine::{
-        hash_bytes,
-        membership::{Change, Configuration, Member},
-    },
-    replica::{Output, Persist, SnapshotMark},
+    machine::membership::Configuration,
+    replica::Output,
     types::{Index, MemberId, PersistId, Term},
 };
 
@@ -63,38 +65,8 @@ pub struct Start {
     pub applied: (Index, Term),
     /// Who had a say then.
     pub configuration: Configuration,
-}
-
-/// A ready that waits for the disk.
-struct Held {
-    /// The batch that must be durable first.
-    until: PersistId,
-    /// raft-rs's number of the ready.
-    ready: u64,
-    messages: Vec<eraftpb::Message>,
-}
-
-/// A batch on its way to the disk.
-struct Writing {
-    persist: PersistId,
-    since_tick: u64,
-}
-
-/// What a ready brought for the machine.
-#[derive(Default)]
-pub struct Progress {
-    pub committed: Vec<Entry>,
-    /// Linearizable reads, by the context they were asked with, and the index from which they may be served.
-    pub reads: Vec<(Bytes, Index)>,
-    /// For followers too far behind: each is to get the machine's present state with its message.
-    pub snapshots: Vec<Message>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Standing {
-    role: Role,
-    term: Term,
-    leader: MemberId,
+    /// This member was removed by then.
+    pub removed: bool,
 }
 
 /// This member's disk forgot entries that it had told the leader it holds. Going on would break what was promised.
@@ -114,10 +86,18 @@ pub struct Consensus {
     writing: VecDeque<Writing>,
     persist: PersistId,
     durable: PersistId,
-    /// The newest term and vote handed to the disk, and the batch that holds them.
+    /// The last that was handed to the disk.
+    handed: HardState,
+    /// The newest term and vote among that, and the batch with which they are durable.
     promised: (Term, MemberId),
     vote: PersistId,
+    /// The newest commit index that becomes durable with a batch that is waited for, and that batch.
+    commit_synced: (Index, PersistId),
+    /// The batch with which it is durable that every change applied so far is committed.
+    change: PersistId,
+    /// The last one that was noted, and those since.
     standing: Standing,
+    standings: Vec<Standing>,
     commit: Index,
     /// Reads that followers asked before this leader's first commit; raft-rs would drop them.
     early_reads: Vec<eraftpb::Message>,
@@ -127,17 +107,21 @@ pub struct Consensus {
     handed_over_for: Option<u64>,
     /// The batch with which the last snapshot that was taken in becomes durable, until it is.
     installing: Option<PersistId>,
+    /// What was known to be committed at the start.
+    found: Index,
+    /// The index of this member's own removal, if no other member is known to know that it is committed.
+    untold: Option<Index>,
 }
 
 impl Consensus {
     pub fn new(id: MemberId, timing: &Timing, start: Start) -> Consensus {
-        let Start { state, before, entries, applied, configuration } = start;
+        let Start { state, before, entries, applied, configuration, removed } = start;
         let mut log = Log::after((before.0.0, before.1.0));
         log.append(entries);
         // The machine may be ahead of the commit index that is durable: what it applied was committed all the same.
         let commit = state.commit.max(applied.0);
         (log.hard_state.term, log.hard_state.vote, log.hard_state.commit) = (state.term.0, state.vote.0, commit.0);
-        log.conf_state = conf_state(&configuration);
+        log.conf_state = members::conf_state(&configuration);
         log.applied = (applied.0.0, applied.1.0);
         let config = Config {
             id: id.0,
@@ -163,16 +147,22 @@ impl Consensus {
             writing: VecDeque::new(),
             persist: PersistId(0),
             durable: PersistId(0),
+            handed: state,
             promised: (state.term, state.vote),
             vote: PersistId(0),
+            commit_synced: (commit, PersistId(0)),
+            change: PersistId(0),
             standing: Standing { role: Role::Follower, term: state.term, leader: MemberId(0) },
+            standings: Vec::new(),
             commit,
             early_reads: Vec::new(),
             deferred: VecDeque::new(),
             handed_over_for: None,
             installing: None,
+            found: commit,
+            untold: removed.then_some(applied.0),
         };
-        consensus.timer.draw(&mut consensus.raft.raft);
+        consensus.moved();
         consensus
     }
 
@@ -212,34 +202,19 @@ impl Consensus {
         self.installing
     }
 
+    /// Whether it is durable that every change applied so far is committed.
+    pub fn changes_are_durable(&self) -> bool {
+        self.durable >= self.change
+    }
+
+    /// Whether this member was removed, and nobody else may know.
+    pub fn is_untold(&self) -> bool {
+        self.untold.is_some()
+    }
+
     /// Whom leadership is on its way to.
     pub fn transferee(&self) -> Option<MemberId> {
         self.raft.raft.lead_transferee.map(MemberId)
-    }
-
-    /// As leader: up to where another member's log is known to agree, in percent of this one's; of a stranger `None`.
-    pub fn caught_up_percent(&self, member: MemberId) -> Option<u64> {
-        let matched = |id| Some(self.raft.raft.prs().get(id)?.matched);
-        let own = matched(self.raft.raft.id)?;
-        Some(matched(member.0)? * 100 / own.max(1))
-    }
-
-    /// As leader: the voter that is best placed to lead next: heard of lately, and with the most complete log.
-    pub fn heir(&self) -> Option<MemberId> {
-        let raft = &self.raft.raft;
-        let voters = raft.prs().conf().voters();
-        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id && voters.contains(**id));
-        // Of equals the lowest id, so that the order of a hash map decides nothing.
-        let fitness = |(id, progress): &(&u64, &raft::Progress)| {
-            let fed = progress.recent_active && progress.state != ProgressState::Snapshot;
-            (fed, progress.matched, std::cmp::Reverse(**id))
-        };
-        others.max_by_key(fitness).map(|(id, _)| MemberId(*id))
-    }
-
-    /// As leader: hands leadership over, which may fail. Proposals wait meanwhile.
-    pub fn transfer(&mut self, to: MemberId) {
-        self.raft.transfer_leader(to.0);
     }
 
     fn is_sole_voter(&self) -> bool {
@@ -261,8 +236,8 @@ impl Consensus {
             self.raft.tick();
             self.timer.ticked(&self.raft.raft);
         }
+        self.moved();
         self.step_down_if_stalled(out);
-        self.timer.draw(&mut self.raft.raft);
     }
 
     /// A leader that cannot write would keep its followers content and the cluster at a standstill.
@@ -271,8 +246,22 @@ impl Consensus {
         let stalled = self.ticks - oldest.since_tick;
         if self.role() == Role::Leader && !self.is_sole_voter() && stalled > self.timer.election() as u64 {
             out.push(Output::Note(NodeEvent::DiskStalled { since_ms: stalled * limits::HEARTBEAT_MS }));
-            let term = self.raft.raft.term;
-            self.raft.raft.become_follower(term, 0);
+            self.lead_no_more();
+        }
+    }
+
+    fn lead_no_more(&mut self) {
+        let term = self.raft.raft.term;
+        self.raft.raft.become_follower(term, 0);
+        self.moved();
+    }
+
+    /// After anything that may have changed the role.
+    fn moved(&mut self) {
+        self.timer.draw(&mut self.raft.raft);
+        let standing = Standing { role: self.role(), term: self.term(), leader: self.leader() };
+        if standing != *self.standings.last().unwrap_or(&self.standing) {
+            self.standings.push(standing);
         }
     }
 
@@ -309,13 +298,13 @@ impl Consensus {
             return Ok(()); // etcd's peers never send one, and it must not enter the log
         }
         if message.msg_type == MessageType::MsgPropose {
-            self.defer(message);
-            self.take_deferred();
+            self.take(message);
             return Ok(());
         }
+        self.heard_of_removal(&message);
         // What raft-rs refuses (a local message, an answer from a stranger) is the network's noise.
         let _ = self.raft.step(message);
-        self.timer.draw(&mut self.raft.raft);
+        self.moved();
         Ok(())
     }
 
@@ -334,7 +323,7 @@ impl Consensus {
             return false;
         }
         let _ = self.raft.step(message);
-        self.timer.draw(&mut self.raft.raft);
+        self.moved();
         self.raft.raft.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index)
     }
 
@@ -342,132 +331,6 @@ impl Consensus {
     pub fn snapshot_sent(&mut self, to: MemberId, delivered: bool) {
         let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.raft.report_snapshot(to.0, status);
-    }
-
-    /// The disk holds this batch and all before it.
-    pub fn persisted(&mut self, persist: PersistId, out: &mut Vec<Output>) {
-        assert!(persist > self.durable && persist <= self.persist, "{persist} was never handed out, or twice");
-        self.durable = persist;
-        while self.writing.front().is_some_and(|writing| writing.persist <= persist) {
-            self.writing.pop_front();
-        }
-        self.installing.take_if(|installing| *installing <= persist);
-        self.release(out);
-    }
-
-    fn release(&mut self, out: &mut Vec<Output>) {
-        let mut ready = None;
-        while self.held.front().is_some_and(|held| held.until <= self.durable) {
-            let held = self.held.pop_front().expect("just seen");
-            ready = Some(held.ready);
-            send(held.messages, out);
-        }
-        if let Some(ready) = ready {
-            self.raft.on_persist_ready(ready);
-        }
-    }
-
-    /// Takes the next piece of work out of raft; `None` when there is none.
-    pub fn advance(&mut self, out: &mut Vec<Output>) -> Option<Progress> {
-        self.answer_early_reads();
-        self.take_deferred();
-        if !self.raft.has_ready() {
-            return None;
-        }
-        let mut ready = self.raft.ready();
-        let reads = ready.take_read_states().into_iter();
-        let reads = reads.map(|read| (Bytes::from(read.request_ctx), Index(read.index))).collect();
-        let (snapshots, messages) = self.part_snapshots(ready.take_messages());
-        send(messages, out);
-        self.persist(&mut ready, out);
-        let mut messages = ready.take_persisted_messages();
-        if self.durable >= self.vote {
-            let free = |message: &eraftpb::Message| {
-                use MessageType::{MsgHeartbeatResponse, MsgPropose, MsgReadIndex};
-                matches!(message.msg_type, MsgHeartbeatResponse | MsgPropose | MsgReadIndex)
-            };
-            let (overtaking, kept) = messages.into_iter().partition(free);
-            send(overtaking, out);
-            messages = kept;
-        }
-        let until = self.writing.back().map_or(PersistId(0), |writing| writing.persist);
-        self.held.push_back(Held { until, ready: ready.number(), messages });
-        let committed = ready.take_committed_entries();
-        self.raft.advance_append_async(ready);
-        self.note_standing(out);
-        self.release(out);
-        Some(Progress { committed, reads, snapshots })
-    }
-
-    /// Takes the snapshots out, and makes them ones of the present state: raft-rs asked for them a little earlier.
-    fn part_snapshots(&self, messages: Vec<eraftpb::Message>) -> (Vec<Message>, Vec<eraftpb::Message>) {
-        let is_snapshot = |message: &eraftpb::Message| message.msg_type == MessageType::MsgSnapshot;
-        let (mut snapshots, messages): (Vec<_>, Vec<_>) = messages.into_iter().partition(is_snapshot);
-        let log = self.raft.store();
-        for message in &mut snapshots {
-            let metadata = message.mut_snapshot().mut_metadata();
-            (metadata.index, metadata.term) = log.applied;
-            metadata.set_conf_state(log.conf_state.clone());
-        }
-        (snapshots.into_iter().map(Message).collect(), messages)
-    }
-
-    /// Hands what is new to the disk, and to the log in memory, where raft-rs reads it back.
-    fn persist(&mut self, ready: &mut raft::Ready, out: &mut Vec<Output>) {
-        let snapshot = Some(ready.snapshot().get_metadata()).filter(|metadata| metadata.index > 0).cloned();
-        let entries = ready.take_entries();
-        for entry in &entries {
-            let (index, term) = (Index(entry.index), Term(entry.term));
-            let hash = hash_bytes(&entry.data) ^ entry.entry_type as u64;
-            out.push(Output::Note(NodeEvent::Appended { index, term, hash }));
-        }
-        let hard_state = ready.hs().map(|state| HardState {
-            term: Term(state.term),
-            vote: MemberId(state.vote),
-            commit: Index(state.commit),
-        });
-        let log = self.raft.mut_store();
-        if let Some(metadata) = &snapshot {
-            log.restart_after(metadata);
-        }
-        log.append(entries.clone());
-        if let Some(state) = ready.hs() {
-            log.hard_state = state.clone();
-        }
-        if entries.is_empty() && hard_state.is_none() && snapshot.is_none() {
-            return;
-        }
-        self.persist.0 += 1;
-        if snapshot.is_some() {
-            self.installing = Some(self.persist);
-        }
-        let sync = ready.must_sync();
-        if sync {
-            self.writing.push_back(Writing { persist: self.persist, since_tick: self.ticks });
-            if let Some(state) = hard_state
-                && (state.term, state.vote) != self.promised
-            {
-                self.promised = (state.term, state.vote);
-                self.vote = self.persist;
-            }
-        }
-        let (raft, last) = (&self.raft.raft, entries.last());
-        out.push(Output::Note(NodeEvent::PersistStarted {
-            persist: self.persist,
-            term: Term(raft.term),
-            vote: MemberId(raft.vote),
-            last: last.map(|entry| (Index(entry.index), Term(entry.term))),
-            snapshot: snapshot.as_ref().map(|metadata| (Index(metadata.index), Term(metadata.term))),
-        }));
-        let snapshot = snapshot.map(|metadata| SnapshotMark {
-            index: Index(metadata.index),
-            term: Term(metadata.term),
-            configuration: configuration(metadata.get_conf_state()),
-        });
-        // With a snapshot the commit index must be durable too, or the log would begin behind what is committed.
-        let (term, vote, commit) = (Term(raft.term), MemberId(raft.vote), self.committed());
-        let hard_state = hard_state.or(snapshot.as_ref().map(|_| HardState { term, vote, commit }));
-        out.push(Output::Persist(Persist { id: self.persist, hard_state, entries, snapshot, sync }));
     }
 
     /// The machine has applied everything up to here, entry by entry or by taking over a snapshot's state.
@@ -498,88 +361,10 @@ impl Consensus {
         self.raft.mut_store().cut(index).then_some(Index(index))
     }
 
-    /// Tells raft of a configuration entry that was applied, valid or not (`None`: it changes nothing).
-    pub fn change_applied(&mut self, change: Option<&Change>) {
-        let single = |kind, id: MemberId| {
-            let mut single = ConfChangeSingle::default();
-            single.set_change_type(kind);
-            single.node_id = id.0;
-            single
-        };
-        let change = match change {
-            Some(Change::Add(Member { id, is_learner: true, .. })) => single(ConfChangeType::AddLearnerNode, *id),
-            Some(Change::Add(member)) => single(ConfChangeType::AddNode, member.id),
-            Some(Change::Promote(id)) => single(ConfChangeType::AddNode, *id),
-            Some(Change::Remove(id)) => single(ConfChangeType::RemoveNode, *id),
-            // Nobody, which raft-rs takes for no change.
-            Some(Change::UpdatePeers(..)) | None => single(ConfChangeType::AddNode, MemberId(0)),
-        };
-        let mut changes = ConfChangeV2::default();
-        changes.mut_changes().push(change);
-        let state: ConfState = self.raft.apply_conf_change(&changes).expect("a single change of a valid configuration");
-        self.raft.mut_store().conf_state = state;
-        self.step_down_if_removed();
-        self.timer.draw(&mut self.raft.raft);
-    }
-
-    /// A leader that removed itself would go on, count itself and, in raft-rs, stop at the next entry that becomes
-    /// durable. It tells the others what is committed, asks the best of them to take over, and leads no more.
-    fn step_down_if_removed(&mut self) {
-        if self.role() != Role::Leader || self.is_voter() {
-            return;
-        }
-        self.raft.raft.bcast_append();
-        if let Some(heir) = self.heir() {
-            self.raft.raft.send_timeout_now(heir.0);
-        }
-        let term = self.raft.raft.term;
-        self.raft.raft.become_follower(term, 0);
-    }
-
     /// The last attempts to send to this member failed.
     pub fn unreachable(&mut self, member: MemberId) {
         self.raft.report_unreachable(member.0);
     }
-
-    fn answer_early_reads(&mut self) {
-        if self.role() != Role::Leader {
-            self.early_reads.clear(); // who asked asks again
-        } else if self.leads_with_commit() {
-            for message in take(&mut self.early_reads) {
-                let _ = self.raft.step(message);
-            }
-        }
-    }
-
-    fn note_standing(&mut self, out: &mut Vec<Output>) {
-        let standing = Standing { role: self.role(), term: self.term(), leader: self.leader() };
-        if standing != self.standing {
-            self.standing = standing;
-            let Standing { role, term, leader } = standing;
-            out.push(Output::Note(NodeEvent::RoleChanged { role, term, leader }));
-        }
-        let commit = self.committed();
-        if commit > self.commit {
-            self.commit = commit;
-            out.push(Output::Note(NodeEvent::Committed { index: commit }));
-        }
-    }
-}
-
-fn conf_state(configuration: &Configuration) -> ConfState {
-    let ids = |ids: &[MemberId]| ids.iter().map(|id| id.0).collect();
-    let mut state = ConfState::default();
-    (state.voters, state.learners) = (ids(&configuration.voters), ids(&configuration.learners));
-    state
-}
-
-fn configuration(state: &ConfState) -> Configuration {
-    let ids = |ids: &[u64]| {
-        let mut ids: Vec<_> = ids.iter().map(|id| MemberId(*id)).collect();
-        ids.sort();
-        ids
-    };
-    Configuration { voters: ids(&state.voters), learners: ids(&state.learners) }
 }
 
 fn role(state: StateRole) -> Role {
@@ -589,8 +374,4 @@ fn role(state: StateRole) -> Role {
         StateRole::Candidate => Role::Candidate,
         StateRole::Leader => Role::Leader,
     }
-}
-
-fn send(messages: Vec<eraftpb::Message>, out: &mut Vec<Output>) {
-    out.extend(appends::merge(messages).into_iter().map(|message| Output::Send(Message(message))));
 }

@@ -2,7 +2,11 @@
 //!
 //! raft-rs drops what is proposed while leadership is handed over, and it empties a configuration change while another
 //! one is not applied: whoever asked would wait in vain. And a leader that is asked to remove itself hands leadership
-//! over first, if it can: a member that goes on is better placed to see the change through.
+//! over first, if it can: a member that goes on is better placed to see the change through. What waits when leadership
+//! is lost goes on to the next leader, once it is known.
+//!
+//! Changes do not pass through raft-rs's proposals: it would read their bytes by its own numbers, which are not etcd's,
+//! and drop what it cannot read.
 use std::mem::take;
 
 use raft::eraftpb::{self, Entry, EntryType, MessageType};
@@ -13,6 +17,8 @@ use crate::{event::Role, proto::raftpb, types::MemberId};
 /// What to do with a proposal.
 enum Fate {
     Take,
+    /// Another member leads.
+    PassOn,
     Wait,
     /// Wait until leadership went over to this member.
     HandOver(MemberId),
@@ -34,17 +40,12 @@ impl Consensus {
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raft.raft.id;
         message.entries = entries.into();
-        if self.role() == Role::Leader {
-            self.defer(message);
-            self.take_deferred();
-        } else {
-            self.pass_on(message);
-        }
+        self.take(message);
     }
 
-    /// Puts a proposal into the queue; configuration changes each by itself, for they may have to wait. What there is
-    /// no room for is lost, as on the way here.
-    pub(super) fn defer(&mut self, mut message: eraftpb::Message) {
+    /// Takes a proposal in, as far as it can be; configuration changes each by itself, for they may have to wait. What
+    /// would wait and finds no room is lost, as on the way here.
+    pub(super) fn take(&mut self, mut message: eraftpb::Message) {
         let mut part = eraftpb::Message { entries: Vec::new().into(), ..message.clone() };
         let mut parts = Vec::new();
         for entry in message.take_entries() {
@@ -62,22 +63,17 @@ impl Consensus {
         if !part.entries.is_empty() {
             parts.push(part);
         }
-        let room = limits::DEFERRED_MAX.saturating_sub(self.deferred.len());
-        self.deferred.extend(parts.into_iter().take(room));
+        self.deferred.extend(parts);
+        self.take_deferred();
+        self.deferred.truncate(limits::DEFERRED_MAX);
     }
 
     /// Proposes what can be proposed by now. A change that must wait holds up nothing but other changes.
     pub(super) fn take_deferred(&mut self) {
-        if self.deferred.is_empty() {
-            return;
-        }
         for message in take(&mut self.deferred) {
-            if self.role() != Role::Leader {
-                self.pass_on(message);
-                continue;
-            }
             match self.fate(&message) {
-                Fate::Take => self.pass_on(message),
+                Fate::Take => self.append(message),
+                Fate::PassOn => self.pass_on(message),
                 Fate::Wait => self.deferred.push_back(message),
                 Fate::HandOver(heir) => {
                     self.transfer(heir);
@@ -90,11 +86,13 @@ impl Consensus {
 
     fn fate(&self, message: &eraftpb::Message) -> Fate {
         let raft = &self.raft.raft;
+        if self.role() != Role::Leader {
+            return if raft.leader_id == 0 { Fate::Wait } else { Fate::PassOn };
+        }
         if raft.lead_transferee.is_some() {
             return Fate::Wait;
         }
-        let [entry] = message.get_entries() else { return Fate::Take };
-        if entry.entry_type != EntryType::EntryConfChange {
+        if !is_change(message.get_entries()) {
             return Fate::Take;
         }
         if raft.has_pending_conf() {
@@ -102,18 +100,34 @@ impl Consensus {
         }
         match self.heir() {
             // One try a term: if it fails, the change goes its way without.
-            Some(heir) if removes(entry) == Some(raft.id) && self.handed_over_for != Some(raft.term) => {
+            Some(heir)
+                if removes(&message.get_entries()[0]) == Some(raft.id) && self.handed_over_for != Some(raft.term) =>
+            {
                 Fate::HandOver(heir)
             }
             _ => Fate::Take,
         }
     }
 
-    /// To raft-rs, which appends as leader and forwards as follower.
-    fn pass_on(&mut self, message: eraftpb::Message) {
-        // What it drops (nobody leads; the leader is no member) is to the caller as if it had been lost on the way.
-        let _ = self.raft.raft.step(message);
+    fn append(&mut self, mut message: eraftpb::Message) {
+        let raft = &mut self.raft.raft;
+        let mut entries = message.take_entries().into_vec();
+        if is_change(&entries) {
+            raft.pending_conf_index = raft.raft_log.last_index() + 1;
+        }
+        assert!(raft.append_entry(&mut entries), "the bound is ours");
+        raft.bcast_append();
     }
+
+    /// To the leader, where it may get lost.
+    fn pass_on(&mut self, message: eraftpb::Message) {
+        self.raft.raft.step(message).expect("a follower that knows its leader passes proposals on");
+    }
+}
+
+/// A change comes by itself.
+fn is_change(entries: &[Entry]) -> bool {
+    matches!(entries, [entry] if entry.entry_type == EntryType::EntryConfChange)
 }
 
 /// Whom a configuration entry removes.

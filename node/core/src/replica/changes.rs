@@ -20,7 +20,7 @@ use crate::{
         membership::{Change, ChangeError, Configuration, Member},
     },
     proto::raftpb::{self, ConfChangeType},
-    types::{Index, MemberId, RequestId, Term, Ticket, TraceId},
+    types::{Index, MemberId, RequestId, Revision, Term, Ticket, TraceId},
 };
 
 impl Replica {
@@ -90,32 +90,47 @@ impl Replica {
         self.machine.membership.voters().filter(healthy).count()
     }
 
+    /// Answers whoever asked for a change that is made.
+    pub(super) fn answer_decided(&mut self, out: &mut Vec<Output>) {
+        if !self.consensus.changes_are_durable() || self.consensus.is_untold() {
+            return;
+        }
+        for Decided { request, index, result, revision } in std::mem::take(&mut self.decided) {
+            if let Some(ticket) = self.proposals.done(request) {
+                out.push(Output::Note(NodeEvent::Acknowledged { request, index }));
+                let answer = Answer { result, revision, term: self.consensus.term() };
+                out.push(Output::Respond { ticket, answer });
+            }
+        }
+    }
+
     pub(super) fn apply_change(&mut self, entry: Entry, out: &mut Vec<Output>) -> Result<(), String> {
         let (index, term) = (Index(entry.index), Term(entry.term));
         let (request, change) = parse_change(&entry.data)?;
         // One that the machine refuses changes nothing, here as in raft, on every member alike.
         let result = self.machine.apply_change(index, term, change.clone());
-        self.consensus.change_applied(result.is_ok().then_some(&change));
+        self.consensus.change_applied(index, result.is_ok().then_some(&change));
         self.note_applied(index, term, request, out);
         let Configuration { voters, learners } = self.machine.membership.configuration();
         let valid = result.is_ok();
         out.push(Output::Note(NodeEvent::ConfigurationApplied { index, voters, learners, valid }));
-        if let Some(ticket) = self.proposals.done(request) {
-            match result {
-                Ok(()) => {
-                    out.push(Output::Note(NodeEvent::Acknowledged { request, index }));
-                    let result = Ok(Response::Members(self.machine.membership.clone()));
-                    let (revision, term) = (self.machine.store.revision(), self.consensus.term());
-                    out.push(Output::Respond { ticket, answer: Answer { result, revision, term } });
-                }
-                Err(error) => self.refuse(ticket, request, error.into(), out),
-            }
-        }
+        let result = result.map(|()| Response::Members(self.machine.membership.clone())).map_err(Refusal::from);
+        self.decided.push(Decided { request, index, result, revision: self.machine.store.revision() });
         if self.machine.membership.is_removed(self.config.id) {
-            self.leaving.removed(self.ticks, self.ticks + self.config.election_ticks());
+            self.leaving.removed(self.ticks);
         }
         Ok(())
     }
+}
+
+/// A change that was applied. Whoever asked learns of it once it is durable that it is committed, by one who goes on as
+/// a member: they may then take a removed member's disk away, and nobody may need it again.
+pub(super) struct Decided {
+    request: RequestId,
+    index: Index,
+    result: Result<Response, Refusal>,
+    /// The store's, when it was applied.
+    revision: Revision,
 }
 
 impl From<ChangeError> for Refusal {

@@ -14,8 +14,9 @@
 //!   latest when its time is up (ticks permitting) or when the replica stopped.
 //! - Every [`Output::SendSnapshot`] is followed by one [`Input::SnapshotSent`], whatever became of it: until then the
 //!   follower is sent nothing else.
-//! - The state that comes with [`Input::Snapshot`] is durable already, in a file of its own. The batch that takes it in
-//!   ([`Persist::snapshot`]) puts that file into place; a state that is not needed is told by [`Output::DropSnapshot`].
+//! - The state that comes with [`Input::Snapshot`] is durable already, in a file of its index's. The batch that takes it
+//!   in ([`Persist::snapshot`]) puts that file into place. A state that no batch is about to take in is told by
+//!   [`Output::DropSnapshot`]; one that came twice, and is on its way into place, is not.
 //! - After [`Output::Halt`], [`Output::Removed`] or [`Output::Stopped`] the replica must not be stepped again.
 use bytes::Bytes;
 use raft::eraftpb::Entry;
@@ -86,7 +87,7 @@ pub struct Peers {
 }
 
 /// A machine as a value to be passed on. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct State(pub Box<Machine>);
 
 /// By what it comes to: equal digests at one index are equal states.

@@ -11,6 +11,8 @@ use crate::{
 struct Transfer {
     ticket: Ticket,
     to: MemberId,
+    /// A tick.
+    deadline: u64,
 }
 
 /// Whether, why and until when a member is on its way out.
@@ -19,27 +21,22 @@ pub(super) struct Leaving {
     transfers: Vec<Transfer>,
     /// Asked to stop; until this tick it tries to hand over leadership first.
     stop_by: Option<u64>,
-    /// Removed; until this tick it stays, for the others to hear what it has to say.
-    removed_until: Option<u64>,
+    /// The tick since which it knows that it was removed. It stays for a while, for the others to hear of it.
+    removed: Option<u64>,
 }
 
 impl Leaving {
     /// `removed`: it was removed in an earlier run.
     pub fn new(removed: bool) -> Leaving {
-        Leaving { removed_until: removed.then_some(0), ..Leaving::default() }
+        Leaving { removed: removed.then_some(0), ..Leaving::default() }
     }
 
     pub fn begin(&mut self, stop_by: u64) {
         self.stop_by.get_or_insert(stop_by);
     }
 
-    /// One that finds its removal in its log at the start (tick 0) has nothing to tell anybody.
-    pub fn removed(&mut self, now: u64, until: u64) {
-        self.removed_until.get_or_insert(if now == 0 { 0 } else { until });
-    }
-
-    pub fn was_removed_before(&self) -> bool {
-        self.removed_until == Some(0)
+    pub fn removed(&mut self, now: u64) {
+        self.removed.get_or_insert(now);
     }
 }
 
@@ -52,24 +49,26 @@ impl Replica {
                     out.push(Output::Note(NodeEvent::HandingOver { to }));
                     self.consensus.transfer(to);
                 }
-                return self.leaving.transfers.push(Transfer { ticket, to });
+                let deadline = self.ticks + self.config.request_ticks();
+                return self.leaving.transfers.push(Transfer { ticket, to, deadline });
             }
             _ => Refusal::BadTransferee,
         };
         self.answer(ticket, Err(refusal), out);
     }
 
-    /// Answers those whose hand-over succeeded, or cannot any more.
+    /// Answers those whose hand-over succeeded, or cannot any more, or took too long.
     pub(super) fn end_transfers(&mut self, out: &mut Vec<Output>) {
         if self.leaving.transfers.is_empty() {
             return;
         }
         let (leader, transferee) = (self.consensus.leader(), self.consensus.transferee());
-        for Transfer { ticket, to } in std::mem::take(&mut self.leaving.transfers) {
+        for transfer in std::mem::take(&mut self.leaving.transfers) {
+            let Transfer { ticket, to, deadline } = transfer;
             if leader == to {
                 self.answer(ticket, Ok(Response::Done), out);
-            } else if transferee == Some(to) || leader == MemberId(0) {
-                self.leaving.transfers.push(Transfer { ticket, to });
+            } else if self.ticks < deadline && (transferee == Some(to) || leader == MemberId(0)) {
+                self.leaving.transfers.push(transfer);
             } else {
                 // Somebody else leads: raft gave up after an election timeout, or another hand-over came between.
                 self.answer(ticket, Err(Refusal::Timeout), out);
@@ -90,7 +89,8 @@ impl Replica {
 
     /// Ends the run if it is time to.
     pub(super) fn leave(&mut self, out: &mut Vec<Output>) {
-        if self.leaving.removed_until.is_some_and(|until| self.ticks >= until) {
+        let stays = if self.consensus.is_untold() { self.config.removed_ticks() } else { self.config.election_ticks() };
+        if self.leaving.removed.is_some_and(|since| self.ticks >= since + stays) {
             self.refuse_all(out);
             out.push(Output::Note(NodeEvent::Removed));
             out.push(Output::Removed);

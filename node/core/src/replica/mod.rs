@@ -13,11 +13,11 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, EntryType};
 
+use self::{changes::Decided, leaving::Leaving, proposals::Proposals, reads::Reads};
 pub use self::{
     changes::founding_log,
     io::{Answer, ChangeRequest, Halt, Input, Output, Peers, Persist, Proposal, SnapshotMark, State, Status},
 };
-use self::{leaving::Leaving, proposals::Proposals, reads::Reads};
 use crate::{
     consensus::{Consensus, Message, Start, Timing},
     error::Refusal,
@@ -56,6 +56,11 @@ impl Config {
         (self.election_ms / self.heartbeat_ms).max(2)
     }
 
+    /// How long a removed member stays that cannot tell whether the others know.
+    fn removed_ticks(&self) -> u64 {
+        limits::REMOVED_STAYS_MS / self.heartbeat_ms
+    }
+
     /// What a request may wait: etcd's 5 s and two election timeouts.
     fn request_ticks(&self) -> u64 {
         (limits::REQUEST_WAIT_MS + 2 * self.election_ms) / self.heartbeat_ms
@@ -77,8 +82,8 @@ pub struct Recovered {
 impl Default for Recovered {
     /// Nothing: of a member that is yet to hear from its cluster.
     fn default() -> Recovered {
-        let state = State(Box::default());
-        Recovered { hard_state: HardState::default(), before: (Index(0), Term(0)), entries: Vec::new(), state }
+        let (before, state) = ((Index(0), Term(0)), State::default());
+        Recovered { hard_state: HardState::default(), before, entries: Vec::new(), state }
     }
 }
 
@@ -96,6 +101,8 @@ pub struct Replica {
     proposals: Proposals,
     reads: Reads,
     leaving: Leaving,
+    /// Changes that were applied, and are not answered yet.
+    decided: Vec<Decided>,
     /// States that take the machine's place once their batch is durable.
     installs: VecDeque<(PersistId, State)>,
     ticks: u64,
@@ -114,11 +121,13 @@ impl Replica {
         let Recovered { hard_state: state, before, entries, state: State(machine) } = recovered;
         let applied = (machine.applied(), machine.applied_term());
         let configuration = machine.membership.configuration();
-        let start = Start { state, before, entries, applied, configuration };
+        let removed = machine.membership.is_removed(config.id);
+        let start = Start { state, before, entries, applied, configuration, removed };
         Replica {
             consensus: Consensus::new(config.id, &timing, start),
-            leaving: Leaving::new(machine.membership.is_removed(config.id)),
+            leaving: Leaving::new(removed),
             machine: *machine,
+            decided: Vec::new(),
             installs: VecDeque::new(),
             hub: Hub::default(),
             proposals: Proposals::new(config.id, config.seed),
@@ -207,11 +216,12 @@ impl Replica {
         if !self.work_off(out) {
             return;
         }
-        let fits = message.snapshot_position() == Some((index, state.0.applied_term()));
-        if fits && self.consensus.step_snapshot(message) && self.work_off(out) {
+        let fits = message.is_snapshot_of(index, state.0.applied_term(), &state.0.membership.configuration());
+        let heard = fits && !self.machine.membership.is_removed(from);
+        if heard && self.consensus.step_snapshot(message) && self.work_off(out) {
             let persist = self.consensus.installing().expect("a snapshot that was taken in is on its way to disk");
             self.installs.push_back((persist, state));
-        } else {
+        } else if self.installs.iter().all(|(_, awaited)| awaited.0.applied() != index) {
             out.push(Output::DropSnapshot { index });
         }
     }
@@ -254,9 +264,6 @@ impl Replica {
 
     /// Moves everything on as far as it goes.
     fn settle(&mut self, out: &mut Vec<Output>) {
-        if self.leaving.was_removed_before() {
-            return self.leave(out);
-        }
         self.publish();
         if self.proposals.has_queued() && self.consensus.takes_proposals() {
             let queued = self.proposals.take_queued(self.consensus.term());
@@ -279,6 +286,7 @@ impl Replica {
         if let Some(before) = self.consensus.cut(tail, tail * limits::TAIL_HELD_FACTOR) {
             out.push(Output::Note(NodeEvent::LogCut { before }));
         }
+        self.answer_decided(out);
         self.end_transfers(out);
         self.leave(out);
     }
