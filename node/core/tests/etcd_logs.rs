@@ -111,6 +111,7 @@ impl Log {
             heartbeat_ms: limits::HEARTBEAT_MS,
             election_ms: limits::ELECTION_MS,
             request_bytes_max: limits::REQUEST_BYTES_MAX,
+            tail_bytes: limits::TAIL_BYTES,
             watch_progress_ms: limits::WATCH_PROGRESS_MS,
             seed: 1,
         };
@@ -120,6 +121,7 @@ impl Log {
         for output in out {
             match output {
                 Output::Note(NodeEvent::Applied { index, .. }) => applied = index,
+                Output::Note(NodeEvent::ConfigurationApplied { .. }) => {}
                 other => panic!("nothing but applying what is committed: {other:?}"),
             }
         }

@@ -16,7 +16,8 @@ fn check(setup: Setup, steps: &[Step]) {
 /// follower acknowledged three entries more than it had.
 #[test]
 fn a_follower_acknowledges_what_it_has() {
-    let setup = Setup { members: 4, election_ticks: 3, heartbeat_ms: 500, seed: 13888740159074598291 };
+    let setup =
+        Setup { members: 4, election_ticks: 3, heartbeat_ms: 500, tail_bytes: 1 << 20, seed: 13888740159074598291 };
     let steps = [
         Tick { member: 0 },
         TickAll,
@@ -34,8 +35,9 @@ fn a_follower_acknowledges_what_it_has() {
 /// Two members whose seeds differ as their ids do drew the same election timeouts for ever.
 #[test]
 fn neighbouring_seeds_do_not_tie_for_ever() {
-    let setup = Setup { members: 3, election_ticks: 2, heartbeat_ms: 500, seed: 9510990744032055631 };
-    let crash = |member, survived, torn| Crash { member, polite: true, survived, torn };
+    let setup =
+        Setup { members: 3, election_ticks: 2, heartbeat_ms: 500, tail_bytes: 1 << 20, seed: 9510990744032055631 };
+    let crash = |member, survived, torn| Crash { member, survived, torn };
     let steps = [Tick { member: 3 }, Calm { ticks: 3 }, crash(LEADER, 1, 1), crash(LEADER, 0, 1), crash(13, 0, 2)];
     check(setup, &steps);
 }
