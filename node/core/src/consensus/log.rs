@@ -60,6 +60,11 @@ impl Log {
         }
     }
 
+    /// Whether the entry at this index, which is held, asks for a change of the membership.
+    pub fn is_change(&self, index: u64) -> bool {
+        self.entries[(index - self.first()) as usize].kind == EntryType::EntryConfChange
+    }
+
     /// Forgets everything: the log goes on after a snapshot.
     pub fn restart_after(&mut self, metadata: &SnapshotMetadata) {
         (self.before, self.entries, self.bytes) = ((metadata.index, metadata.term), VecDeque::new(), 0);

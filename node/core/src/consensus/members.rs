@@ -6,7 +6,7 @@ use raft::{
 
 use super::Consensus;
 use crate::{
-    event::Role,
+    event::{NodeEvent, Role},
     machine::membership::{Change, Configuration, Member},
     types::{Index, MemberId},
 };
@@ -34,6 +34,7 @@ impl Consensus {
 
     /// As leader: hands leadership over, which may fail. Proposals wait meanwhile.
     pub fn transfer(&mut self, to: MemberId) {
+        self.notes.push(NodeEvent::HandingOver { to });
         self.raft.transfer_leader(to.0);
     }
 

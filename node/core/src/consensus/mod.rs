@@ -23,7 +23,7 @@ mod ready;
 use std::collections::VecDeque;
 
 use raft::{
-    Config, ProgressState, RawNode, SnapshotStatus, StateRole,
+    Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole,
     eraftpb::{self, Entry, EntryType, MessageType},
 };
 
@@ -95,9 +95,9 @@ pub struct Consensus {
     commit_synced: (Index, PersistId),
     /// The batch with which it is durable that every change applied so far is committed.
     change: PersistId,
-    /// The last one that was noted, and those since.
     standing: Standing,
-    standings: Vec<Standing>,
+    /// What happened since the last ready.
+    notes: Vec<NodeEvent>,
     commit: Index,
     /// Reads that followers asked before this leader's first commit; raft-rs would drop them.
     early_reads: Vec<eraftpb::Message>,
@@ -107,6 +107,8 @@ pub struct Consensus {
     handed_over_for: Option<u64>,
     /// The batch with which the last snapshot that was taken in becomes durable, until it is.
     installing: Option<PersistId>,
+    /// As leader: whom it heard of before it last began to count anew. raft-rs forgets them in that tick.
+    heard: Vec<u64>,
     /// What was known to be committed at the start.
     found: Index,
     /// The index of this member's own removal, if no other member is known to know that it is committed.
@@ -147,18 +149,19 @@ impl Consensus {
             writing: VecDeque::new(),
             persist: PersistId(0),
             durable: PersistId(0),
-            handed: state,
+            handed: HardState { commit, ..state },
             promised: (state.term, state.vote),
             vote: PersistId(0),
             commit_synced: (commit, PersistId(0)),
             change: PersistId(0),
             standing: Standing { role: Role::Follower, term: state.term, leader: MemberId(0) },
-            standings: Vec::new(),
+            notes: Vec::new(),
             commit,
             early_reads: Vec::new(),
             deferred: VecDeque::new(),
             handed_over_for: None,
             installing: None,
+            heard: Vec::new(),
             found: commit,
             untold: removed.then_some(applied.0),
         };
@@ -225,6 +228,7 @@ impl Consensus {
     /// One raft tick.
     pub fn tick(&mut self, out: &mut Vec<Output>) {
         self.ticks += 1;
+        self.remember_heard();
         if self.installing.is_some() {
             // See the head of this module.
         } else if self.is_sole_voter() && self.role() != Role::Leader {
@@ -238,6 +242,16 @@ impl Consensus {
         }
         self.moved();
         self.step_down_if_stalled(out);
+    }
+
+    fn remember_heard(&mut self) {
+        let raft = &self.raft.raft;
+        if raft.state != StateRole::Leader {
+            self.heard.clear();
+        } else if raft.election_elapsed + 1 >= raft.election_timeout() {
+            let heard = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
+            self.heard = heard.map(|(id, _)| *id).collect();
+        }
     }
 
     /// A leader that cannot write would keep its followers content and the cluster at a standstill.
@@ -260,8 +274,10 @@ impl Consensus {
     fn moved(&mut self) {
         self.timer.draw(&mut self.raft.raft);
         let standing = Standing { role: self.role(), term: self.term(), leader: self.leader() };
-        if standing != *self.standings.last().unwrap_or(&self.standing) {
-            self.standings.push(standing);
+        if standing != self.standing {
+            self.standing = standing;
+            let Standing { role, term, leader } = standing;
+            self.notes.push(NodeEvent::RoleChanged { role, term, leader });
         }
     }
 
@@ -350,7 +366,8 @@ impl Consensus {
         }
         let mut index = log.overhang(tail_bytes).min(log.applied.0);
         if raft.state == StateRole::Leader {
-            let needed = raft.prs().iter().filter(|(id, progress)| **id != raft.id && progress.recent_active);
+            let alive = |id, progress: &Progress| progress.recent_active || self.heard.contains(id);
+            let needed = raft.prs().iter().filter(|(id, progress)| **id != raft.id && alive(id, progress));
             let needed = needed.map(|(_, progress)| match progress.state {
                 ProgressState::Snapshot => progress.pending_snapshot,
                 _ => progress.matched,

@@ -103,7 +103,7 @@ impl Consensus {
         // Only who leads and may say so sends its state. Whoever was to get it asks again.
         let (snapshots, unsent) = if speaks { (snapshots, Vec::new()) } else { (Vec::new(), snapshots) };
         unsent.iter().for_each(|message| self.snapshot_sent(message.to(), false));
-        self.note_standing(out);
+        self.note(out);
         self.release(out);
         Some(Progress { committed, reads, snapshots })
     }
@@ -141,7 +141,7 @@ impl Consensus {
     /// Hands what is new to the disk, and to the log in memory, where raft-rs reads it back.
     fn persist(&mut self, ready: &mut raft::Ready, out: &mut Vec<Output>) {
         let snapshot = Some(ready.snapshot().get_metadata()).filter(|metadata| metadata.index > 0).cloned();
-        let entries = ready.take_entries();
+        let mut entries = ready.take_entries();
         for entry in &entries {
             let (index, term) = (Index(entry.index), Term(entry.term));
             let hash = hash_bytes(&entry.data) ^ entry.entry_type as u64;
@@ -168,12 +168,30 @@ impl Consensus {
             term: Term(metadata.term),
             configuration: configuration(metadata.get_conf_state()),
         });
+        while let Some(at) = self.second_open_change(&entries) {
+            let rest = entries.split_off(at);
+            let commit = state.commit.min(Index(rest[0].index - 1));
+            let (hard_state, entries) = (Some(HardState { commit, ..state }), std::mem::replace(&mut entries, rest));
+            self.hand_over(Persist { id: PersistId(0), hard_state, entries, snapshot: None, sync: false }, out);
+        }
         let hard_state = writes_state.then_some(state);
         let (id, sync) = (PersistId(0), ready.must_sync() || decides);
         self.hand_over(Persist { id, hard_state, entries, snapshot, sync }, out);
         if decides {
             self.change = self.persist;
         }
+    }
+
+    /// Of the entries the first change before which it must be on record that the one before it is committed. A log that
+    /// holds two that may not be committed, as a torn write leaves it, belongs to a member whose quorums are two changes
+    /// old, and need not meet those of the others.
+    fn second_open_change(&self, entries: &[Entry]) -> Option<usize> {
+        let first = entries.iter().find(|entry| is_change(entry))?.index;
+        let (handed, log) = (self.handed.commit.0, self.raft.store());
+        let mut open = (handed + 1..first).any(|index| log.is_change(index));
+        entries.iter().position(|entry| {
+            is_change(entry) && std::mem::replace(&mut open, entry.index > handed) && self.committed().0 > handed
+        })
     }
 
     /// To the disk, under the next number.
@@ -204,12 +222,8 @@ impl Consensus {
         out.push(Output::Persist(batch));
     }
 
-    fn note_standing(&mut self, out: &mut Vec<Output>) {
-        for standing in self.standings.drain(..) {
-            self.standing = standing;
-            let Standing { role, term, leader } = standing;
-            out.push(Output::Note(NodeEvent::RoleChanged { role, term, leader }));
-        }
+    fn note(&mut self, out: &mut Vec<Output>) {
+        out.extend(self.notes.drain(..).map(Output::Note));
         let commit = self.committed();
         if commit > self.commit {
             self.commit = commit;

@@ -15,8 +15,8 @@
 //! - Every [`Output::SendSnapshot`] is followed by one [`Input::SnapshotSent`], whatever became of it: until then the
 //!   follower is sent nothing else.
 //! - The state that comes with [`Input::Snapshot`] is durable already, in a file of its index's. The batch that takes it
-//!   in ([`Persist::snapshot`]) puts that file into place. A state that no batch is about to take in is told by
-//!   [`Output::DropSnapshot`]; one that came twice, and is on its way into place, is not.
+//!   in ([`Persist::snapshot`]) puts that file into place; a state that is not needed is told by
+//!   [`Output::DropSnapshot`]. Until one or the other is done, the shell refuses another state of the same index.
 //! - After [`Output::Halt`], [`Output::Removed`] or [`Output::Stopped`] the replica must not be stepped again.
 use bytes::Bytes;
 use raft::eraftpb::Entry;

@@ -21,6 +21,8 @@ pub(super) struct Leaving {
     transfers: Vec<Transfer>,
     /// Asked to stop; until this tick it tries to hand over leadership first.
     stop_by: Option<u64>,
+    /// It led when it was asked to stop: it waits until it knows who leads next, and gives that one its vote.
+    hands_over: bool,
     /// The tick since which it knows that it was removed. It stays for a while, for the others to hear of it.
     removed: Option<u64>,
 }
@@ -46,7 +48,6 @@ impl Replica {
             _ if self.consensus.role() != Role::Leader => Refusal::NotLeader,
             Some(member) if !member.is_learner => {
                 if to != self.config.id {
-                    out.push(Output::Note(NodeEvent::HandingOver { to }));
                     self.consensus.transfer(to);
                 }
                 let deadline = self.ticks + self.config.request_ticks();
@@ -95,23 +96,25 @@ impl Replica {
             out.push(Output::Note(NodeEvent::Removed));
             out.push(Output::Removed);
             self.halted = true;
-        } else if self.leaving.stop_by.is_some_and(|by| self.ticks >= by || !self.hands_over(out)) {
+        } else if self.leaving.stop_by.is_some_and(|by| self.ticks >= by || !self.leaving.hands_over) {
             self.refuse_all(out);
             out.push(Output::Stopped);
             self.halted = true;
         }
     }
 
-    /// Whether there is leadership that somebody else could take; asks one to.
-    fn hands_over(&mut self, out: &mut Vec<Output>) -> bool {
-        if self.consensus.role() != Role::Leader {
-            return false;
+    /// On the way out: asks somebody to take over leadership, if it is this member's, until somebody did.
+    pub(super) fn hand_over(&mut self) {
+        if self.leaving.stop_by.is_none() {
+            return;
         }
-        let Some(heir) = self.consensus.heir() else { return false };
-        if self.consensus.transferee().is_none() {
-            out.push(Output::Note(NodeEvent::HandingOver { to: heir }));
+        let (leads, leader) = (self.consensus.role() == Role::Leader, self.consensus.leader());
+        let heir = if leads { self.consensus.heir() } else { None };
+        self.leaving.hands_over = heir.is_some() || (self.leaving.hands_over && !leads && leader == MemberId(0));
+        if let Some(heir) = heir
+            && self.consensus.transferee().is_none()
+        {
             self.consensus.transfer(heir);
         }
-        true
     }
 }

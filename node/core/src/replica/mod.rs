@@ -221,7 +221,7 @@ impl Replica {
         if heard && self.consensus.step_snapshot(message) && self.work_off(out) {
             let persist = self.consensus.installing().expect("a snapshot that was taken in is on its way to disk");
             self.installs.push_back((persist, state));
-        } else if self.installs.iter().all(|(_, awaited)| awaited.0.applied() != index) {
+        } else {
             out.push(Output::DropSnapshot { index });
         }
     }
@@ -264,6 +264,7 @@ impl Replica {
 
     /// Moves everything on as far as it goes.
     fn settle(&mut self, out: &mut Vec<Output>) {
+        self.hand_over();
         self.publish();
         if self.proposals.has_queued() && self.consensus.takes_proposals() {
             let queued = self.proposals.take_queued(self.consensus.term());
@@ -367,7 +368,7 @@ impl Replica {
     }
 
     fn give_up_on_terms_before(&mut self, term: Term, out: &mut Vec<Output>) {
-        for (ticket, request) in self.proposals.leader_failed(term) {
+        for (ticket, request) in self.proposals.leader_failed(term, self.ticks + self.config.request_ticks()) {
             self.refuse(ticket, request, Refusal::TimeoutLeaderFailed, out);
         }
     }

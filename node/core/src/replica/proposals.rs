@@ -12,8 +12,8 @@ use crate::{
     types::{MemberId, RequestId, Term, Ticket},
 };
 
-/// Invariants: `by_deadline` and `by_long_deadline` list every waiting request once (and some that no longer wait), each
-/// with deadlines ascending.
+/// Invariants: `by_deadline` and `by_long_deadline` list every waiting request (and some that no longer wait), each with
+/// deadlines ascending.
 pub struct Proposals {
     next_id: u64,
     queued: Vec<Entry>,
@@ -29,6 +29,8 @@ struct Waiting {
     since_tick: u64,
     /// The term in which it was handed to raft; none while it is queued.
     handed_in: Option<Term>,
+    /// It may take longer, and survive its leader.
+    long: bool,
 }
 
 impl Proposals {
@@ -77,20 +79,27 @@ impl Proposals {
 
     /// An entry of this term was applied, and none of it before: what was handed to a leader of an earlier term, and
     /// was not applied by now, is lost, unless it still wanders about as a forwarded message. Whoever waits for it
-    /// learns at once that nobody knows.
-    pub fn leader_failed(&mut self, term: Term) -> Vec<(Ticket, RequestId)> {
+    /// learns at once that nobody knows. Only what may take longer is often passed on to the next leader: it has until
+    /// `soon`, a tick no earlier than any given here before.
+    pub fn leader_failed(&mut self, term: Term, soon: u64) -> Vec<(Ticket, RequestId)> {
+        for (request, waiting) in self.waiting.iter_mut().filter(|(_, waiting)| waiting.long) {
+            if waiting.handed_in.is_some_and(|handed| handed < term) {
+                waiting.handed_in = Some(term);
+                self.by_deadline.push_back((soon, *request));
+            }
+        }
         let lost = self.waiting.extract_if(.., |_, waiting| waiting.handed_in.is_some_and(|handed| handed < term));
         lost.map(|(request, waiting)| (waiting.ticket, request)).collect()
     }
 
     pub fn wait(&mut self, request: RequestId, ticket: Ticket, now: u64, deadline: u64) {
-        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None });
+        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None, long: false });
         self.by_deadline.push_back((deadline, request));
     }
 
     /// As `wait`, for requests that may take longer: all of these alike.
     pub fn wait_long(&mut self, request: RequestId, ticket: Ticket, now: u64, deadline: u64) {
-        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None });
+        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None, long: true });
         self.by_long_deadline.push_back((deadline, request));
     }
 

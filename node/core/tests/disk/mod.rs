@@ -161,9 +161,12 @@ impl Disk {
         self.writing.push_back(Write::Batch(persist, stamp));
     }
 
-    /// Keeps a state that came from the leader, until it is needed or dropped.
-    pub fn receive(&mut self, state: State) {
-        self.received.insert(state.0.applied(), state);
+    /// Keeps a state that came from the leader, until it is needed or dropped. Whether there is none of this index yet.
+    pub fn receive(&mut self, state: &State) -> bool {
+        let index = state.0.applied();
+        let new = !self.received.contains_key(&index);
+        self.received.entry(index).or_insert_with(|| state.clone());
+        new
     }
 
     /// States that came and are neither taken in nor dropped.

@@ -31,6 +31,7 @@ pub struct Member {
     pub replica: Option<Replica>,
     /// Of the turn that is not over.
     pub out: Vec<Output>,
+    pub in_turn: bool,
     pub busy: u8,
     pub starts: u64,
     pub now: u64,
@@ -38,8 +39,8 @@ pub struct Member {
     pub invited: bool,
     /// Its addition was asked for, and may yet come about.
     pub asked_for: bool,
-    /// What becomes durable of the writes under way when it ends because it was asked to.
-    pub survived: usize,
+    /// It was asked to stop, and of the writes that are under way when it does so many become durable.
+    pub stops: Option<usize>,
     /// The last batch that a bug reported durable when it was handed over.
     pub reported_early: Option<PersistId>,
 }
@@ -239,7 +240,7 @@ impl Cluster {
             }
             Step::Stop { member: number, survived } => {
                 let at = member(number);
-                self.members[at].survived = survived.into();
+                self.members[at].stops = self.members[at].replica.as_ref().map(|_| survived.into());
                 self.input(at, Input::Stop)?;
             }
             Step::Restart { member: number } => {
@@ -329,11 +330,11 @@ impl Cluster {
         }
         let mut parcel = self.parcels.remove(at);
         let Parcel { from, run, to, reported, .. } = parcel;
-        let arrives = fate != Fate::IsLost && !self.cut.contains(&(from, to)) && self.members[to].replica.is_some();
+        let comes = fate != Fate::IsLost && !self.cut.contains(&(from, to)) && self.members[to].replica.is_some();
+        let arrives = comes && self.disks[to].receive(&parcel.state);
         if arrives {
             let message = Message::decode(&parcel.bytes).expect("as it was encoded");
             let state = parcel.state.clone();
-            self.disks[to].receive(state.clone());
             self.input_from(to, message.from(), Input::Snapshot { message, state })?;
         }
         let delivered = arrives && fate != Fate::ArrivesUntold;
@@ -433,7 +434,7 @@ impl Cluster {
             self.disks[at].fail(survived, torn);
             self.laws.crashed(id(at), &self.disks[at]);
             let member = &mut self.members[at];
-            (member.replica, member.out, member.survived) = (None, Vec::new(), 0);
+            (member.replica, member.out, member.in_turn, member.stops) = (None, Vec::new(), false, None);
         }
     }
 }

@@ -27,6 +27,9 @@ impl Cluster {
     pub fn input(&mut self, at: usize, input: Input) -> Verdict {
         let member = &mut self.members[at];
         let Some(replica) = &mut member.replica else { return Ok(()) };
+        if !std::mem::replace(&mut member.in_turn, true) {
+            self.laws.turn(id(at));
+        }
         replica.step(input, &mut member.out);
         if let Some(Output::Halt(halt)) = member.out.last() {
             self.laws.halted(id(at), halt)?;
@@ -52,6 +55,7 @@ impl Cluster {
     /// A turn's outputs are started, in order.
     pub fn start_outputs(&mut self, at: usize) -> Verdict {
         let mut afterwards = Afterwards::default();
+        self.members[at].in_turn = false;
         for output in std::mem::take(&mut self.members[at].out) {
             if let Some(trace) = &mut self.trace {
                 trace.push(format!("{} {output:?}", id(at)));
@@ -61,7 +65,7 @@ impl Cluster {
         self.laws.on_time(id(at))?;
         if afterwards.ended {
             self.laws.ended(id(at))?;
-            self.crash(at, self.members[at].survived, 0);
+            self.crash(at, self.members[at].stops.unwrap_or(0), 0);
         }
         if afterwards.watch {
             self.watch(at)?;

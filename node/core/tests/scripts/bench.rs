@@ -186,7 +186,7 @@ impl Bench {
         let count = parcels.len();
         for (_, _, message, state) in parcels {
             if delivered {
-                self.member(to).disk.receive(state.clone());
+                assert!(self.member(to).disk.receive(&state), "one at a time");
                 self.input(to, Input::Snapshot { message, state });
             }
             self.input(from, Input::SnapshotSent { to: MemberId(to), delivered });

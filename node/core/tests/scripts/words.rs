@@ -11,7 +11,7 @@
 //! | `in-flight` | shows the messages on their way |
 //! | `persist M [N]` | M's disk completes N batches, or all |
 //! | `stabilize [M...]` | messages arrive and batches are completed, among these members or all, until nothing is left |
-//! | `pass N` | N times: every member ticks, and all comes to rest |
+//! | `pass N [M...]` | N times: every member, or each of these, ticks, and all comes to rest among them |
 //! | `propose M put K=V`, `propose M delete K` | a client of M writes |
 //! | `read M` | a client of M reads |
 //! | `watch M K [from R]`, `cancel M W` | a client of M watches a key, or no longer |
@@ -94,7 +94,10 @@ fn run(bench: &mut Bench, line: &str) {
         "lose-snapshot" => assert!(bench.deliver_snapshots(number(1), number(2), false) > 0, "{line}: there is none"),
         "elect" => elect(bench, number(1)),
         "tick" => (0..words.get(2).map_or(1, |_| number(2))).for_each(|_| bench.tick(number(1))),
-        "pass" => (0..number(1)).for_each(|_| pass(bench)),
+        "pass" => {
+            let ids = if words.len() > 2 { (2..words.len()).map(number).collect() } else { bench.ids() };
+            (0..number(1)).for_each(|_| pass(bench, &ids));
+        }
         "stall" => bench.stall(number(1)),
         "heal" => bench.heal(number(1)),
         "campaign" => campaign(bench, number(1)),
@@ -129,10 +132,9 @@ fn run(bench: &mut Bench, line: &str) {
     }
 }
 
-fn pass(bench: &mut Bench) {
-    let ids = bench.ids();
+fn pass(bench: &mut Bench, ids: &[u64]) {
     ids.iter().for_each(|id| bench.tick(*id));
-    bench.stabilize(&ids);
+    bench.stabilize(ids);
 }
 
 fn campaign(bench: &mut Bench, id: u64) {

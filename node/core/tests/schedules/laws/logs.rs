@@ -34,7 +34,7 @@ impl Laws {
         self.require(Law::Elected, votes.len() >= quorum(voters.len()), || {
             format!("{who} leads in term {term} with the votes of {votes:?}, the voters are {voters:?}")
         })?;
-        let agreed = Index(self.agreed.len() as u64);
+        let agreed = Index(run.agreed as u64);
         let stamp = self.agreed_stamp(agreed);
         self.require(Law::LeaderHasAll, run.log.before() > agreed || run.log.stamp(agreed) == stamp.as_ref(), || {
             format!("{who} leads in term {term} and lacks entry {agreed}")

@@ -121,6 +121,8 @@ struct Run {
     /// What the next answer says that it acknowledged.
     acknowledged: Option<Index>,
     ticks: u64,
+    /// So many entries were agreed on when its present turn began: what it does in the turn is noted at its end.
+    agreed: usize,
 }
 
 /// What was agreed on at an index, and who had a say.
@@ -208,8 +210,14 @@ impl Laws {
         if applied > Index(0) {
             self.same_state(who, machine)?;
         }
-        self.runs.insert(who, Run { log, applied, configuration, removed, ..Run::default() });
+        let agreed = self.agreed.len();
+        self.runs.insert(who, Run { log, applied, configuration, removed, agreed, ..Run::default() });
         Ok(())
+    }
+
+    /// A turn begins.
+    pub fn turn(&mut self, who: MemberId) {
+        self.run(who).agreed = self.agreed.len();
     }
 
     /// Whoever waits there waits in vain: they know nothing. Nor does anybody know of a term that did not reach the
@@ -218,7 +226,9 @@ impl Laws {
         self.waiting.retain(|(member, _), _| *member != who);
         let term = disk.hard_state().term;
         let forgotten: BTreeSet<_> = self.leaders.extract_if(.., |t, leader| *t > term && *leader == who).collect();
-        self.stamps.retain(|(_, term), _| !forgotten.contains(&(*term, who)));
+        self.stamps.retain(|(index, term), stamp| {
+            !forgotten.contains(&(*term, who)) || disk.log().stamp(*index) == Some(&*stamp)
+        });
     }
 
     /// It said its last word.
