@@ -79,6 +79,9 @@ struct Temper {
     writes: u32,
     clients: u32,
     operators: u32,
+    /// Among what operators ask for.
+    additions: u32,
+    removals: u32,
     files: u32,
     /// Many inputs in one turn.
     turns: u32,
@@ -86,13 +89,17 @@ struct Temper {
 }
 
 fn temper() -> impl Strategy<Value = Temper> {
-    (10u32..60, 5u32..40, 5u32..50, 5u32..40, 1u32..20, 1u32..15, 1u32..25, 1u32..20).prop_map(
-        |(traffic, time, writes, clients, operators, files, turns, trouble)| Temper {
+    let operators = (1u32..20, 1u32..10, 1u32..10);
+    let others = (10u32..60, 5u32..40, 5u32..50, 5u32..40, 1u32..15, 1u32..25, 1u32..20);
+    (operators, others).prop_map(
+        |((operators, additions, removals), (traffic, time, writes, clients, files, turns, trouble))| Temper {
             traffic,
             time,
             writes,
             clients,
             operators,
+            additions,
+            removals,
             files,
             turns,
             trouble,
@@ -128,14 +135,15 @@ fn traffic() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn operators() -> impl Strategy<Value = Step> {
+fn operators(temper: Temper) -> impl Strategy<Value = Step> {
+    let Temper { additions, removals, .. } = temper;
     let change = prop_oneof![
-        4 => Just(Change::AddVoter),
-        4 => Just(Change::AddLearner),
-        8 => (0u8..12).prop_map(|who| Change::Promote { who }),
-        4 => member().prop_map(|who| Change::Remove { who }),
-        3 => Just(Change::Remove { who: LEADER }),
-        1 => (member(), any::<u8>()).prop_map(|(who, url)| Change::Update { who, url }),
+        additions => Just(Change::AddVoter),
+        additions => Just(Change::AddLearner),
+        2 * additions => (0u8..12).prop_map(|who| Change::Promote { who }),
+        removals => member().prop_map(|who| Change::Remove { who }),
+        removals => Just(Change::Remove { who: LEADER }),
+        2 => (member(), any::<u8>()).prop_map(|(who, url)| Change::Update { who, url }),
     ];
     let peers = || prop_oneof![4 => Just(u8::MAX), 1 => any::<u8>()];
     prop_oneof![
@@ -177,7 +185,7 @@ fn step(temper: Temper) -> impl Strategy<Value = Step> {
         temper.time => time,
         temper.writes => (member(), 1u8..6).prop_map(|(member, batches)| Step::Write { member, batches }),
         temper.clients => clients,
-        temper.operators => operators(),
+        temper.operators => operators(temper),
         temper.files => files,
         temper.turns => (victim(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
         temper.trouble => trouble(),

@@ -95,6 +95,7 @@ impl Laws {
                 tally.to_one += usize::from(voters.is_lt() && after.voters.len() == 1);
                 let itself = !members(after).contains(&who) && self.runs[&who].leading.is_some();
                 tally.removed_themselves += usize::from(itself);
+                tally.left_alone += usize::from(itself && after.voters.len() == 1);
             }
         }
     }

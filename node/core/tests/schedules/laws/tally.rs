@@ -56,6 +56,8 @@ tally! {
     leaders_removed,
     /// Removals that the removed one applied while it led.
     removed_themselves,
+    /// Those that left a single voter, who did not know.
+    left_alone,
     /// Removals that left a single voter.
     to_one,
     transfers,
