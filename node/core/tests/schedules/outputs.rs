@@ -88,6 +88,7 @@ impl Cluster {
                 }
             }
             Output::Send(message) => {
+                assert_eq!(message.snapshot_position(), None, "a snapshot goes with its state");
                 let term = replica.status().term;
                 let mut bytes = Vec::with_capacity(message.encoded_len());
                 message.encode(&mut bytes);
