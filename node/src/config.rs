@@ -14,21 +14,39 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// `member/wal` in the data directory, unless told otherwise.
     pub wal_dir: Option<PathBuf>,
-    /// Addresses, `host:port`.
-    pub listen_client: Vec<String>,
-    pub listen_peer: Vec<String>,
+    /// URLs, as the world's network takes them.
+    pub listen_client_urls: Vec<String>,
+    pub listen_peer_urls: Vec<String>,
     /// URLs, as told to others.
     pub advertise_client_urls: Vec<String>,
     pub advertise_peer_urls: Vec<String>,
-    /// The founding members; looked at only while there is no data.
+    /// The founding members, or some of those to ask; looked at only while there is no data.
     pub initial_cluster: Vec<Founder>,
+    pub initial_cluster_state: ClusterState,
     pub initial_cluster_token: String,
     pub heartbeat_ms: u64,
     pub election_ms: u64,
     pub segment_bytes: u64,
+    /// Log segments to keep although a checkpoint made them superfluous; 0 keeps all.
+    pub segments_kept: usize,
+    /// `.snap` files to keep; 0 keeps all.
+    pub snapshots_kept: usize,
+    /// A checkpoint is due when the log since the last one is larger than this, and than half the state, in bytes.
+    pub checkpoint_bytes: u64,
+    /// Or when so many entries were applied since, if that is asked for.
+    pub checkpoint_entries: Option<u64>,
+    /// Bytes of applied entries to keep in memory, for followers that are a little behind.
+    pub tail_bytes: u64,
     pub request_bytes_max: usize,
     pub txn_ops_max: usize,
     pub watch_progress_ms: u64,
+}
+
+/// Whether a member without data founds its cluster or joins it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterState {
+    New,
+    Existing,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,20 +58,26 @@ pub struct Founder {
 impl Config {
     /// A node called `name` that is a cluster of its own on etcd's default ports.
     pub fn new(name: &str, data_dir: impl Into<PathBuf>) -> Config {
-        let peer_url = "http://localhost:2380".to_owned();
+        let (client_url, peer_url) = ("http://localhost:2379".to_owned(), "http://localhost:2380".to_owned());
         Config {
             name: name.to_owned(),
             data_dir: data_dir.into(),
             wal_dir: None,
-            listen_client: vec!["localhost:2379".into()],
-            listen_peer: vec!["localhost:2380".into()],
-            advertise_client_urls: vec!["http://localhost:2379".into()],
+            listen_client_urls: vec![client_url.clone()],
+            listen_peer_urls: vec![peer_url.clone()],
+            advertise_client_urls: vec![client_url],
             advertise_peer_urls: vec![peer_url.clone()],
             initial_cluster: vec![Founder { name: name.to_owned(), peer_urls: vec![peer_url] }],
+            initial_cluster_state: ClusterState::New,
             initial_cluster_token: "etcd-cluster".into(),
             heartbeat_ms: limits::HEARTBEAT_MS,
             election_ms: limits::ELECTION_MS,
             segment_bytes: limits::SEGMENT_BYTES,
+            segments_kept: limits::SEGMENTS_KEPT,
+            snapshots_kept: limits::SNAPSHOTS_KEPT,
+            checkpoint_bytes: limits::CHECKPOINT_BYTES,
+            checkpoint_entries: None,
+            tail_bytes: limits::TAIL_BYTES,
             request_bytes_max: limits::REQUEST_BYTES_MAX,
             txn_ops_max: limits::TXN_OPS_MAX,
             watch_progress_ms: limits::WATCH_PROGRESS_MS,
@@ -64,18 +88,19 @@ impl Config {
         self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("member/wal"))
     }
 
+    pub fn snap_dir(&self) -> PathBuf {
+        self.data_dir.join("member/snap")
+    }
+
     /// The founding members with their ids.
     pub fn founders(&self) -> Vec<Member> {
-        let member = |founder: &Founder| {
-            let mut member = Member::founding(&founder.name, founder.peer_urls.clone(), &self.initial_cluster_token);
-            member.name = String::new(); // it publishes its name itself
-            member
-        };
+        let member =
+            |founder: &Founder| Member::founding(&founder.name, founder.peer_urls.clone(), &self.initial_cluster_token);
         self.initial_cluster.iter().map(member).collect()
     }
 }
 
-/// `http://host:port` without its scheme, and whether the scheme asks for TLS.
+/// `http://host:port` without its scheme, and whether the scheme, then `https`, asks for TLS.
 pub fn parse_url(url: &str) -> Option<(&str, bool)> {
     let (rest, tls) = match url.split_once("://")? {
         ("http", rest) => (rest, false),

@@ -23,12 +23,14 @@ use tokio::sync::oneshot;
 
 use crate::{
     api::NoticeQueue,
+    checkpoint::Checkpoints,
     error::{ExitReason, Failure},
     host::{BoxFuture, Host},
     inbox::{Handle, Item, View},
     metrics::Metrics,
     peers::Peers,
-    wal::{NewSegment, Wal},
+    snapshots::discard,
+    storage::{Storage, Wrote},
 };
 
 /// What the driver drives: a [`Replica`], or something around one that a test put there.
@@ -63,8 +65,8 @@ enum Waiter {
     Read(oneshot::Sender<Result<View, Refusal>>),
 }
 
-/// A batch on its way to disk, and the log it went with.
-type Writing = BoxFuture<'static, (Wal, io::Result<Option<NewSegment>>)>;
+/// What is on its way to disk, and what it went with.
+type Writing = BoxFuture<'static, (Storage, io::Result<Wrote>)>;
 
 pub struct Driver {
     replica: Box<dyn Step>,
@@ -73,8 +75,9 @@ pub struct Driver {
     peers: Peers,
     metrics: Arc<Metrics>,
     /// `None` while `writing` has it.
-    wal: Option<Wal>,
-    wal_path: PathBuf,
+    storage: Option<Storage>,
+    log_path: PathBuf,
+    checkpoints: Checkpoints,
     writing: Option<Writing>,
     /// The newest batch in `writing` that is waited for.
     writing_until: Option<PersistId>,
@@ -95,7 +98,8 @@ pub struct Driver {
 impl Driver {
     pub fn new(
         replica: Box<dyn Step>,
-        wal: Wal,
+        storage: Storage,
+        checkpoints: Checkpoints,
         host: Host,
         handle: Handle,
         peers: Peers,
@@ -107,8 +111,9 @@ impl Driver {
             handle,
             peers,
             metrics,
-            wal_path: wal.path().to_owned(),
-            wal: Some(wal),
+            log_path: storage.path().to_owned(),
+            storage: Some(storage),
+            checkpoints,
             writing: None,
             writing_until: None,
             unwritten: Vec::new(),
@@ -135,7 +140,7 @@ impl Driver {
     }
 
     fn step(&mut self, input: Input) {
-        if !matches!(self.exit, Some(ExitReason::Failed(_))) {
+        if self.exit.is_none() {
             // A view from before this step may be too old for a read that it confirms.
             self.view = None;
             self.replica.step(input, &mut self.outputs);
@@ -149,6 +154,7 @@ impl Driver {
                 self.peers.tick(&self.handle);
                 let now = Millis(self.host.clock.now().as_millis() as u64);
                 self.step(Input::Tick { now });
+                self.begin_checkpoint(now);
             }
             Item::Message(message) => {
                 let (from, kind) = (message.from(), message.kind());
@@ -178,11 +184,40 @@ impl Driver {
                 }
                 self.step(Input::Watch { stream, request });
             }
-            Item::Stop => {
-                self.step(Input::Stop);
-                self.exit.get_or_insert(ExitReason::Stopped);
+            Item::Change { change, reply } => {
+                let ticket = self.ticket(Waiter::Proposal(reply));
+                let peers = self.peers.connectivity(self.host.clock.now());
+                self.step(Input::Change { ticket, change, peers });
             }
+            Item::Transfer { to, reply } => {
+                let ticket = self.ticket(Waiter::Proposal(reply));
+                self.step(Input::Transfer { ticket, to });
+            }
+            Item::Snapshot { message, state } => self.step(Input::Snapshot { message, state }),
+            Item::SnapshotSent { to, delivered } => self.step(Input::SnapshotSent { to, delivered }),
+            Item::Checkpoint { index, result } => {
+                let now = Millis(self.host.clock.now().as_millis() as u64);
+                if let Some(event) = self.checkpoints.written(index, result, now) {
+                    self.note(event);
+                }
+            }
+            Item::Removed => self.removed(),
+            Item::Stop => self.step(Input::Stop),
         }
+    }
+
+    fn begin_checkpoint(&mut self, now: Millis) {
+        let Some(storage) = &self.storage else { return };
+        let machine = self.replica.machine();
+        if self.checkpoints.is_due(storage.log_bytes(), machine, now) {
+            let index = self.checkpoints.begin(machine, &self.handle);
+            self.note(NodeEvent::CheckpointStarted { index });
+        }
+    }
+
+    fn removed(&mut self) {
+        let (member, cluster) = (self.handle.member, self.handle.cluster);
+        self.exit.get_or_insert(ExitReason::Failed(Failure::Removed { member, cluster }));
     }
 
     fn ticket(&mut self, waiter: Waiter) -> Ticket {
@@ -229,7 +264,12 @@ impl Driver {
                         notices.push(notice);
                     }
                 }
+                Output::SendSnapshot { message, state } => self.peers.send_snapshot(message, state),
+                Output::DropSnapshot { index } => self.checkpoints.drop_received(index),
+                Output::Discard(state) => discard(state),
                 Output::Halt(halt) => self.halt(halt),
+                Output::Removed => self.removed(),
+                Output::Stopped => self.exit = Some(ExitReason::Stopped),
             }
         }
         self.outputs = outputs;
@@ -243,47 +283,62 @@ impl Driver {
         self.step(Input::Settle);
         self.view = None;
         let membership = &self.replica.machine().membership;
-        self.peers.follow(membership, &self.handle);
+        self.peers.follow(membership);
         let status = self.replica.status();
         self.metrics.status(&status, self.replica.machine(), self.waiters.len());
         self.handle.set_status(status, &self.replica.machine().cluster_version);
     }
 
+    /// Whether the run ends in good order, so that nothing is to be lost.
+    fn is_leaving(&self) -> bool {
+        matches!(self.exit, Some(ExitReason::Stopped | ExitReason::Failed(Failure::Removed { .. })))
+    }
+
     fn start_writing(&mut self) {
-        let stopping = matches!(self.exit, Some(ExitReason::Stopped));
+        let stopping = self.is_leaving();
         let failed = self.exit.is_some() && !stopping;
         let last = stopping && !self.flushed;
-        if self.writing.is_some() || failed || (self.unwritten.is_empty() && !last) {
+        let nothing = self.unwritten.is_empty() && !last && (stopping || !self.checkpoints.has_written());
+        if self.writing.is_some() || failed || nothing {
             return;
         }
         self.flushed |= last;
-        let mut wal = self.wal.take().expect("the log is here while nothing is written");
+        let mut storage = self.storage.take().expect("it is here while nothing is written");
         let batches = std::mem::take(&mut self.unwritten);
         self.writing_until = batches.iter().rev().find(|batch| batch.sync).map(|batch| batch.id);
+        let checkpoint = if stopping { None } else { self.checkpoints.take_written() };
         let (clock, metrics) = (self.host.clock.clone(), self.metrics.clone());
         self.writing = Some(Box::pin(async move {
             let begun = clock.now();
-            let mut result = wal.append(&batches).await;
-            if last && result.is_ok() {
-                result = wal.flush().await.map(|()| None);
-            }
+            let mut result = storage.append(&batches).await;
             metrics.log_written(clock.now().saturating_sub(begun));
-            (wal, result)
+            if last && result.is_ok() {
+                result = storage.flush().await.map(|()| Wrote::default());
+            }
+            if let (Some(checkpoint), Ok(wrote)) = (checkpoint, &mut result) {
+                match storage.adopt(&checkpoint).await {
+                    Ok(adopted) => wrote.extend(adopted),
+                    Err(error) => result = Err(error),
+                }
+            }
+            (storage, result)
         }));
     }
 
-    /// Whether a batch became durable, so that there is more to do.
+    /// Whether something became durable, so that there is more to do.
     fn poll_writing(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(writing) = &mut self.writing else { return false };
-        let Poll::Ready((wal, result)) = writing.as_mut().poll(cx) else { return false };
+        let Poll::Ready((storage, result)) = writing.as_mut().poll(cx) else { return false };
         self.writing = None;
-        self.wal_path = wal.path().to_owned();
-        self.wal = Some(wal);
+        self.log_path = storage.path().to_owned();
+        self.storage = Some(storage);
         match result {
-            Ok(segment) => {
-                if let Some(NewSegment { sequence, first }) = segment {
-                    self.note(NodeEvent::SegmentStarted { sequence, first });
+            Ok(Wrote { events, superfluous }) => {
+                for event in events {
+                    self.checkpoints.observe(&event);
+                    self.note(event);
                 }
+                self.checkpoints.remove(superfluous);
                 if let Some(persist) = self.writing_until.take() {
                     self.note(NodeEvent::Persisted { persist });
                     self.step(Input::Persisted(persist));
@@ -291,7 +346,7 @@ impl Driver {
             }
             // What the disk holds now nobody knows, and asking it again would not tell: stop.
             Err(error) => {
-                let failure = Failure::LogWrite { path: self.wal_path.clone(), error };
+                let failure = Failure::LogWrite { path: self.log_path.clone(), error };
                 self.exit = Some(ExitReason::Failed(failure));
             }
         }
@@ -302,8 +357,8 @@ impl Driver {
     fn take_exit(&mut self) -> Option<ExitReason> {
         let done = match &self.exit {
             None => false,
-            Some(ExitReason::Stopped) => self.flushed && self.writing.is_none(),
-            Some(ExitReason::Failed(_)) => self.writing.is_none(),
+            Some(_) if self.is_leaving() => self.flushed && self.writing.is_none(),
+            Some(_) => self.writing.is_none(),
         };
         let reason = self.exit.take_if(|_| done)?;
         let text = match &reason {

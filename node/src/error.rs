@@ -27,8 +27,23 @@ pub enum Failure {
     Damaged { path: PathBuf, offset: u64, reason: String },
     #[error("the log in {path} makes no sense: {reason}; nothing was changed; restore the directory from a backup")]
     Log { path: PathBuf, reason: String },
-    #[error("cannot listen on {address} for {role}: {error}; free the port, or choose another with {flag}")]
-    Listen { role: &'static str, flag: &'static str, address: String, error: io::Error },
+    #[error(
+        "the state is damaged: {path}, offset {offset}: {reason}; nothing was changed; restore the file, or remove this \
+         member from the cluster and add it anew with an empty directory"
+    )]
+    DamagedState { path: PathBuf, offset: u64, reason: String },
+    #[error(
+        "{path} holds a state, but {wal} no log: they do not belong together; give back the log, or empty the data \
+         directory"
+    )]
+    StrayState { path: PathBuf, wal: PathBuf },
+    #[error(
+        "cannot join the cluster: {reason}; check --initial-cluster, and that this member was added (etcdctl member \
+         add) with the peer URLs {urls:?}"
+    )]
+    Join { reason: String, urls: Vec<String> },
+    #[error("cannot listen on {url} for {role}: {error}; free the port, or choose another with {flag}")]
+    Listen { role: &'static str, flag: &'static str, url: String, error: io::Error },
     #[error(
         "--initial-cluster has no member {name:?} with the peer URLs {urls:?}; it must list this member as --name and \
          --initial-advertise-peer-urls give it"

@@ -81,13 +81,15 @@ pub enum Role {
     Peer,
 }
 
-/// Connections. An address is `host:port`.
+/// Connections. Where to is a URL, `http://host:port` or, in a world that has TLS, `https://host:port`. Certificates,
+/// and whom to trust, are that world's business: a stream it hands over is open to whoever is meant to use it.
 pub trait Net: Send + Sync + 'static {
-    fn listen<'a>(&'a self, role: Role, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>>;
-    fn connect<'a>(&'a self, role: Role, address: &'a str) -> BoxFuture<'a, io::Result<Io>>;
+    fn listen<'a>(&'a self, role: Role, url: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>>;
+    fn connect<'a>(&'a self, role: Role, url: &'a str) -> BoxFuture<'a, io::Result<Io>>;
 }
 
 pub trait Listener: Send + 'static {
+    /// The next connection. Who is turned away, or never says a word, is none, and holds nobody up.
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Io>>;
 }
 

@@ -1,5 +1,6 @@
 //! The way to the driver: what happens is put in here, and the driver takes all of it at once.
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,16 +12,16 @@ use detcd_core::{
     consensus::Message,
     error::Refusal,
     limits::INBOX_MAX,
-    machine::{Machine, command::Command},
-    replica::{Answer, Status},
-    types::{ClusterId, MemberId, StreamId, TraceId},
+    machine::{Machine, Response, command::Command, membership::Membership},
+    replica::{Answer, ChangeRequest, State, Status},
+    types::{ClusterId, Index, MemberId, StreamId, TraceId},
     watch,
 };
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::api::NoticeQueue;
+use crate::{api::NoticeQueue, snapshots::Written};
 
 /// A machine as it was at some moment. Reading it keeps nobody waiting.
 pub type View = Arc<Machine>;
@@ -51,6 +52,32 @@ pub enum Item {
         stream: StreamId,
         request: watch::Request,
     },
+    /// Wants the membership changed.
+    Change {
+        change: ChangeRequest,
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Wants another member to lead.
+    Transfer {
+        to: MemberId,
+        reply: oneshot::Sender<Answer>,
+    },
+    /// A leader's state arrived, durable and checked.
+    Snapshot {
+        message: Message,
+        state: State,
+    },
+    SnapshotSent {
+        to: MemberId,
+        delivered: bool,
+    },
+    /// A checkpoint's file is written, or could not be.
+    Checkpoint {
+        index: Index,
+        result: io::Result<Written>,
+    },
+    /// A peer says that this member was removed.
+    Removed,
     Stop,
 }
 
@@ -139,6 +166,23 @@ impl Handle {
         }
         self.push(Item::Propose { command, trace, reply });
         answer.await.map_err(|_| Refusal::Stopped)
+    }
+
+    /// Changes the membership; returns what it is then.
+    pub async fn change(&self, change: ChangeRequest) -> Result<Arc<Membership>, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Item::Change { change, reply });
+        match answer.await.map_err(|_| Refusal::Stopped)?.result? {
+            Response::Members(membership) => Ok(membership),
+            other => unreachable!("a change is answered with the membership, not with {other:?}"),
+        }
+    }
+
+    /// Returns once the member leads.
+    pub async fn transfer(&self, to: MemberId) -> Result<(), Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Item::Transfer { to, reply });
+        answer.await.map_err(|_| Refusal::Stopped)?.result.map(drop)
     }
 
     /// A view in which every write is visible that was acknowledged, by any member, before this call.

@@ -2,6 +2,7 @@
 //!
 //! [`host::Host`] is the only seam: the daemon and the simulator each build one and run the same code on it.
 pub mod api;
+mod checkpoint;
 pub mod config;
 pub mod driver;
 pub mod error;
@@ -12,6 +13,8 @@ mod metrics;
 mod peers;
 pub mod proto;
 mod run;
+mod snapshots;
+mod storage;
 mod wal;
 
 pub use detcd_core::event;

@@ -4,20 +4,22 @@ use std::{future::Future, sync::Arc, time::Duration};
 use detcd_core::{
     event::NodeEvent,
     format::wal::Metadata,
-    machine::membership::cluster_id,
+    machine::membership::{Member, cluster_id},
     replica::{self, Recovered, Replica, founding_log},
+    types::Index,
 };
 
 use crate::{
     api::{self, Api, Limits},
-    config::{CLUSTER_VERSION, Config},
+    checkpoint::Checkpoints,
+    config::{CLUSTER_VERSION, ClusterState, Config},
     driver::{Driver, Step},
     error::{ExitReason, Failure},
     host::{Host, Listener, Role},
     inbox::{Handle, Item},
     metrics::Metrics,
-    peers::{self, Peers},
-    wal::{Wal, segments},
+    peers::{self, Peers, find_cluster},
+    storage::{self, Storage},
 };
 
 /// Resolves when the node is to stop in an orderly way.
@@ -50,28 +52,35 @@ async fn start(
     stop: Stop,
     wrap: impl FnOnce(Replica) -> Box<dyn Step>,
 ) -> Result<Driver, Failure> {
-    let clients = listen(host, Role::Client, &config.listen_client).await?;
-    let peers = listen(host, Role::Peer, &config.listen_peer).await?;
-    let (wal, metadata, recovered) = open_log(config, host).await?;
-    let state = recovered.hard_state;
+    let clients = listen(host, Role::Client, &config.listen_client_urls).await?;
+    let peers = listen(host, Role::Peer, &config.listen_peer_urls).await?;
+    let Opened { storage, metadata, recovered, remotes } = open(config, host).await?;
+    let (state, machine) = (recovered.hard_state, &recovered.state.0);
     host.probe.note(NodeEvent::Recovered {
         term: state.term,
         vote: state.vote,
         commit: state.commit,
-        last: detcd_core::types::Index(recovered.entries.last().map_or(0, |entry| entry.index)),
+        before: recovered.before.0,
+        last: recovered.last(),
+        applied: machine.applied(),
+        revision: machine.store.revision(),
+        digest: machine.digest(),
     });
+    let checkpoints = Checkpoints::new(config, host.clone(), storage.snapshots().clone(), machine.applied());
     let replica = Replica::new(replica_config(config, host, metadata), recovered);
     let handle = Handle::new(metadata.member, metadata.cluster, replica.status());
     let metrics = Arc::new(Metrics::default());
-    let context = peers::Context::new(host.clone(), handle.clone(), &config.advertise_peer_urls);
+    let context =
+        peers::Context::new(host.clone(), handle.clone(), &config.advertise_peer_urls, storage.snapshots().clone());
     let driver_peers = Peers::new(context.clone(), config.heartbeat_ms);
+    context.add_remotes(remotes.into_iter().map(|member| (member.id, member.peer_urls)));
     for listener in peers {
         tokio::spawn(peers::serve(context.clone(), listener));
     }
     let limits = Limits { txn_ops_max: config.txn_ops_max };
-    let api = Api { handle: handle.clone(), limits, metrics: metrics.clone() };
+    let api = Api { handle: handle.clone(), limits, metrics: metrics.clone(), host: host.clone() };
     for listener in clients {
-        tokio::spawn(api::serve(api.clone(), host.clone(), listener));
+        tokio::spawn(api::serve(api.clone(), listener));
     }
     tokio::spawn(tick(host.clone(), handle.clone(), config.heartbeat_ms));
     tokio::spawn(announce(host.clone(), handle.clone()));
@@ -80,29 +89,56 @@ async fn start(
         stop.await;
         stopping.push(Item::Stop);
     });
-    Ok(Driver::new(wrap(replica), wal, host.clone(), handle, driver_peers, metrics))
+    Ok(Driver::new(wrap(replica), storage, checkpoints, host.clone(), handle, driver_peers, metrics))
 }
 
-async fn listen(host: &Host, role: Role, addresses: &[String]) -> Result<Vec<Box<dyn Listener>>, Failure> {
+async fn listen(host: &Host, role: Role, urls: &[String]) -> Result<Vec<Box<dyn Listener>>, Failure> {
     let (name, flag) = match role {
         Role::Client => ("clients", "--listen-client-urls"),
         Role::Peer => ("peers", "--listen-peer-urls"),
     };
     let mut listeners = Vec::new();
-    for address in addresses {
-        let listener = host.net.listen(role, address).await;
-        let failed = |error| Failure::Listen { role: name, flag, address: address.clone(), error };
+    for url in urls {
+        let listener = host.net.listen(role, url).await;
+        let failed = |error| Failure::Listen { role: name, flag, url: url.clone(), error };
         listeners.push(listener.map_err(failed)?);
     }
     Ok(listeners)
 }
 
-/// The log that is there, or a new one for a founding member.
-async fn open_log(config: &Config, host: &Host) -> Result<(Wal, Metadata, Recovered), Failure> {
-    let dir = config.wal_dir();
-    if !segments(&*host.disk, &dir).await?.is_empty() {
-        return Wal::open(host.disk.clone(), &dir, config.segment_bytes).await;
+/// What a member starts with.
+struct Opened {
+    storage: Storage,
+    metadata: Metadata,
+    recovered: Recovered,
+    /// Who else is in the cluster, as far as others told.
+    remotes: Vec<Member>,
+}
+
+/// The data that is there, or new data: of a founding member, or of one that joins.
+async fn open(config: &Config, host: &Host) -> Result<Opened, Failure> {
+    if storage::exists(config, &*host.disk).await? {
+        let (storage, metadata, recovered) = Storage::open(config, host.disk.clone()).await?;
+        let heard_nothing = recovered.last() == Index(0);
+        // It stopped before anybody had told it who is there.
+        let remotes = if heard_nothing { find_cluster(config, host).await?.1 } else { Vec::new() };
+        return Ok(Opened { storage, metadata, recovered, remotes });
     }
+    let (metadata, recovered, remotes) = match config.initial_cluster_state {
+        ClusterState::New => {
+            let (metadata, founding) = found(config)?;
+            (metadata, founding, Vec::new())
+        }
+        ClusterState::Existing => {
+            let (metadata, members) = find_cluster(config, host).await?;
+            (metadata, Recovered::default(), members)
+        }
+    };
+    let storage = Storage::create(config, host.disk.clone(), metadata, &recovered).await?;
+    Ok(Opened { storage, metadata, recovered, remotes })
+}
+
+fn found(config: &Config) -> Result<(Metadata, Recovered), Failure> {
     let founders = config.founders();
     let mut urls = config.advertise_peer_urls.clone();
     urls.sort();
@@ -115,9 +151,7 @@ async fn open_log(config: &Config, host: &Host) -> Result<(Wal, Metadata, Recove
         return Err(Failure::NotInCluster { name: config.name.clone(), urls });
     };
     let metadata = Metadata { member: own.id, cluster: cluster_id(&founders) };
-    let founding = founding_log(&founders);
-    let wal = Wal::create(host.disk.clone(), &dir, config.segment_bytes, metadata, &founding).await?;
-    Ok((wal, metadata, founding))
+    Ok((metadata, founding_log(&founders)))
 }
 
 fn replica_config(config: &Config, host: &Host, metadata: Metadata) -> replica::Config {
@@ -129,6 +163,7 @@ fn replica_config(config: &Config, host: &Host, metadata: Metadata) -> replica::
         heartbeat_ms: config.heartbeat_ms,
         election_ms: config.election_ms,
         request_bytes_max: config.request_bytes_max,
+        tail_bytes: config.tail_bytes,
         watch_progress_ms: config.watch_progress_ms,
         seed: host.seed,
     }

@@ -5,19 +5,28 @@
 //! - The directory counts as a log once it has a segment. A crash before that leaves nothing.
 //! - Recovery cuts the tail that an interrupted write left, zeroes it, makes that durable, and only then appends:
 //!   or a later crash could put new records in front of old ones.
+//! - A mark is a record which says that a state stands in for the log up to some index. It is durable together with a
+//!   commit index that has reached it. What a log of another history holds before its mark is void.
+//! - Segments that a mark made superfluous go, the oldest first, once there are more than are to be kept.
 //!
-//! How frames look is [`detcd_core::format::wal`]'s business.
+//! How frames look is [`detcd_core::format::wal`]'s business; states are that of `snapshots.rs`.
+mod replay;
+
 use std::{
+    collections::VecDeque,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use detcd_core::{
-    format::wal::{self as format, Damage, HardState, Metadata, Reader, Record},
-    replica::{Persist, Recovered},
-    types::Index,
+    format::wal::{self as format, Damage, HardState, Metadata},
+    proto::raftpb,
+    replica::{Persist, Recovered, SnapshotMark},
+    types::{Index, MemberId, Term},
 };
+
+use self::replay::Replay;
 
 use crate::{
     error::Failure,
@@ -30,7 +39,7 @@ const LAZY_BYTES_MAX: usize = 64 << 10;
 pub struct Wal {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    segment_bytes: u64,
+    sizes: Sizes,
     metadata: Metadata,
     writer: format::Writer,
     file: Arc<dyn File>,
@@ -43,6 +52,21 @@ pub struct Wal {
     buffer: Vec<u8>,
     state: HardState,
     last: Index,
+    /// All that are there, in order, the one that is being written last: sequence and first index.
+    segments: VecDeque<(u64, Index)>,
+    /// Entries up to here are in a state that is durable.
+    released: Index,
+    /// Bytes written since the last mark.
+    since_mark: u64,
+}
+
+/// How much there is of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// At which a segment is full, in bytes.
+    pub segment: u64,
+    /// Segments to keep although they are superfluous; 0 keeps all.
+    pub segments_kept: usize,
 }
 
 /// A segment that was begun by the last append.
@@ -69,7 +93,7 @@ impl Wal {
     pub async fn create(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        segment_bytes: u64,
+        sizes: Sizes,
         metadata: Metadata,
         founding: &Recovered,
     ) -> Result<Wal, Failure> {
@@ -79,13 +103,12 @@ impl Wal {
         founding.entries.iter().for_each(|entry| writer.entry(&mut bytes, entry));
         writer.state(&mut bytes, founding.hard_state);
         let offset = bytes.len() as u64;
-        let last = Index(founding.entries.last().map_or(0, |entry| entry.index));
-        let file = new_segment(&*disk, dir, 0, Index(0), segment_bytes, bytes).await?;
+        let file = new_segment(&*disk, dir, 0, Index(0), sizes.segment, bytes).await?;
         Ok(Wal {
             disk,
             path: dir.join(format::segment_name(0, Index(0))),
             dir: dir.to_owned(),
-            segment_bytes,
+            sizes,
             metadata,
             writer,
             file,
@@ -93,59 +116,67 @@ impl Wal {
             offset,
             buffer: Vec::new(),
             state: founding.hard_state,
-            last,
+            last: founding.last(),
+            segments: [(0, Index(0))].into(),
+            released: Index(0),
+            since_mark: offset,
         })
     }
 
-    /// Reads the log back and makes it ready for more. Changes nothing if it is damaged.
+    /// Reads the log back from behind `start`, which a mark must confirm, and makes it ready for more; `None` if no mark
+    /// does. (0, 0) is the log's beginning. The state that is recovered with it is for the caller to fill in. Changes
+    /// nothing if the log is damaged.
     pub async fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        segment_bytes: u64,
-    ) -> Result<(Wal, Metadata, Recovered), Failure> {
+        sizes: Sizes,
+        start: (Index, Term),
+    ) -> Result<Option<(Wal, Metadata, Recovered)>, Failure> {
         let segments = segments(&*disk, dir).await?;
         let senseless = |reason: String| Failure::Log { path: dir.to_owned(), reason };
-        let (Some(first), Some(last)) = (segments.first(), segments.last().copied()) else {
-            return Err(senseless("it has no segment".into()));
+        let first = segments.iter().rposition(|(_, first)| *first <= start.0);
+        let Some(first) = first else {
+            let begins = segments.first().map_or(Index(0), |(_, first)| *first);
+            return Err(senseless(format!("it begins at index {begins}, and nothing that is known reaches so far")));
         };
-        if first.1 != Index(0) {
-            let reason = format!("it begins at index {}, and no snapshot holds what was before", first.1);
-            return Err(senseless(reason));
-        }
         let mut replay = Replay::default();
-        let mut tail = None;
-        for (at, (sequence, index)) in segments.iter().copied().enumerate() {
-            if sequence != first.0 + at as u64 {
-                return Err(senseless(format!("segment {} is missing", first.0 + at as u64)));
+        let (mut tail, mut read) = (None, 0);
+        for (at, (sequence, index)) in segments[first..].iter().copied().enumerate() {
+            if sequence != segments[first].0 + at as u64 {
+                return Err(senseless(format!("segment {} is missing", segments[first].0 + at as u64)));
             }
             let path = dir.join(format::segment_name(sequence, index));
-            let is_last = (sequence, index) == last;
+            let is_last = first + at + 1 == segments.len();
             let how = if is_last { Open::Write } else { Open::Read };
             let file = disk.open(&path, how).await.map_err(|error| open_failed(&path, error))?;
             let bytes = read_whole(&*file).await.map_err(|error| failed("read", &path, error))?;
             let end = replay.segment(&bytes, is_last).map_err(|damage| damaged(&path, damage))?;
+            read += end as u64;
             if is_last {
                 tail = Some((file, bytes, end, path));
             }
         }
         let (file, bytes, end, path) = tail.expect("there is a last segment");
-        let (metadata, recovered) = replay.finish().map_err(senseless)?;
-        cut(&*file, &bytes, end, segment_bytes).await.map_err(|error| failed("repair", &path, error))?;
+        let Some((metadata, recovered)) = replay.finish(start).map_err(senseless)? else { return Ok(None) };
+        cut(&*file, &bytes, end, sizes.segment).await.map_err(|error| failed("repair", &path, error))?;
         let wal = Wal {
             disk,
             dir: dir.to_owned(),
-            segment_bytes,
+            sizes,
             metadata,
             writer: format::Writer::new(replay.crc),
             file,
             path,
-            sequence: last.0,
+            sequence: segments.last().expect("there is a last segment").0,
             offset: end as u64,
             buffer: Vec::new(),
             state: recovered.hard_state,
-            last: Index(recovered.entries.last().map_or(0, |entry| entry.index)),
+            last: recovered.last(),
+            segments: segments.into(),
+            released: start.0,
+            since_mark: read,
         };
-        Ok((wal, metadata, recovered))
+        Ok(Some((wal, metadata, recovered)))
     }
 
     /// The segment that is being written.
@@ -153,27 +184,73 @@ impl Wal {
         &self.path
     }
 
+    /// Bytes written since the last mark: what a restart would have to read.
+    pub fn since_mark(&self) -> u64 {
+        self.since_mark
+    }
+
     /// Writes batches, in order, with one fsync if any of them wants it.
     pub async fn append(&mut self, batches: &[Persist]) -> io::Result<Option<NewSegment>> {
         let mut sync = false;
-        for Persist { entries, hard_state, sync: wanted, .. } in batches {
+        for Persist { entries, hard_state, snapshot, sync: wanted, .. } in batches {
+            if let Some(mark) = snapshot {
+                self.put_mark(mark);
+                self.put_state(hard_state.expect("a snapshot is committed"));
+                self.last = mark.index;
+            }
             for entry in entries {
                 self.writer.entry(&mut self.buffer, entry);
                 self.last = Index(entry.index);
             }
-            if let Some(state) = hard_state {
-                self.state = *state;
-                self.writer.state(&mut self.buffer, *state);
+            if let Some(state) = hard_state.filter(|_| snapshot.is_none()) {
+                self.put_state(state);
             }
             sync |= wanted;
         }
         if sync || self.buffer.len() > LAZY_BYTES_MAX {
             self.flush().await?;
         }
-        if self.offset < self.segment_bytes {
+        if self.offset < self.sizes.segment {
             return Ok(None);
         }
         self.rotate().await.map(Some)
+    }
+
+    /// Notes that a state stands in for the log up to here, durably.
+    pub async fn mark(&mut self, mark: &SnapshotMark) -> io::Result<()> {
+        assert!(mark.index <= self.state.commit, "{mark:?} is of what is not committed: {:?}", self.state);
+        self.put_mark(mark);
+        self.flush().await
+    }
+
+    fn put_mark(&mut self, mark: &SnapshotMark) {
+        let ids = |ids: &[MemberId]| ids.iter().map(|id| id.0).collect();
+        let conf_state = raftpb::ConfState {
+            voters: ids(&mark.configuration.voters),
+            learners: ids(&mark.configuration.learners),
+            auto_leave: Some(false),
+            ..Default::default()
+        };
+        let (index, term) = (mark.index, mark.term);
+        self.writer.snapshot(&mut self.buffer, &format::SnapshotMark { index, term, conf_state: Some(conf_state) });
+        self.released = mark.index;
+        self.since_mark = 0;
+    }
+
+    fn put_state(&mut self, state: HardState) {
+        self.state = state;
+        self.writer.state(&mut self.buffer, state);
+    }
+
+    /// Takes the segments off the list that may be removed by now, oldest first.
+    pub fn take_superfluous(&mut self) -> Vec<(u64, PathBuf)> {
+        let needed = self.segments.iter().rposition(|(_, first)| *first < self.released).unwrap_or(0);
+        let kept = match self.sizes.segments_kept {
+            0 => 0,
+            kept => needed.min(self.segments.len().saturating_sub(kept)),
+        };
+        let gone = self.segments.drain(..kept);
+        gone.map(|(sequence, first)| (sequence, self.dir.join(format::segment_name(sequence, first)))).collect()
     }
 
     /// Writes what nobody waited for.
@@ -184,6 +261,7 @@ impl Wal {
         let bytes = std::mem::take(&mut self.buffer);
         let offset = self.offset;
         self.offset += bytes.len() as u64;
+        self.since_mark += bytes.len() as u64;
         self.file.write_sync(offset, bytes).await
     }
 
@@ -197,19 +275,20 @@ impl Wal {
         let mut bytes = Vec::new();
         self.writer.begin(&mut bytes, self.metadata, Some(self.state));
         let offset = bytes.len() as u64;
-        let new = new_segment(&*self.disk, &self.dir, sequence, first, self.segment_bytes, bytes).await;
+        let new = new_segment(&*self.disk, &self.dir, sequence, first, self.sizes.segment, bytes).await;
         self.file = new.map_err(|failure| match failure {
             Failure::Disk { error, .. } => error,
             other => io::Error::other(other.to_string()),
         })?;
         (self.sequence, self.offset) = (sequence, offset);
+        self.segments.push_back((sequence, first));
         self.path = self.dir.join(format::segment_name(sequence, first));
         Ok(NewSegment { sequence, first })
     }
 }
 
 /// Makes the directory and whatever is missing above it, durably: a log in a directory that is forgotten is forgotten.
-async fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Failure> {
+pub async fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Failure> {
     let mut missing = Vec::new();
     for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
         match disk.list(ancestor).await {
@@ -250,7 +329,7 @@ async fn new_segment(
     Ok(file)
 }
 
-async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
+pub async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
     let length = file.len().await?;
     file.read_at(0, usize::try_from(length).map_err(io::Error::other)?).await
 }
@@ -269,11 +348,11 @@ async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> i
     Ok(())
 }
 
-fn failed(action: &'static str, path: &Path, error: io::Error) -> Failure {
+pub fn failed(action: &'static str, path: &Path, error: io::Error) -> Failure {
     Failure::Disk { action, path: path.to_owned(), error }
 }
 
-fn open_failed(path: &Path, error: io::Error) -> Failure {
+pub fn open_failed(path: &Path, error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::WouldBlock => Failure::Locked { path: path.to_owned() },
         _ => failed("open", path, error),
@@ -282,72 +361,4 @@ fn open_failed(path: &Path, error: io::Error) -> Failure {
 
 fn damaged(path: &Path, damage: Damage) -> Failure {
     Failure::Damaged { path: path.to_owned(), offset: damage.offset as u64, reason: damage.reason }
-}
-
-/// Puts the records of all segments together.
-#[derive(Default)]
-struct Replay {
-    metadata: Option<Metadata>,
-    recovered: Recovered,
-    crc: u32,
-    read_any: bool,
-}
-
-impl Replay {
-    /// Returns where the segment's records end. In the last segment a torn record ends the log.
-    fn segment(&mut self, bytes: &[u8], is_last: bool) -> Result<usize, Damage> {
-        let mut reader = Reader::new(bytes, self.read_any.then_some(self.crc));
-        self.read_any = true;
-        loop {
-            let offset = reader.offset();
-            match reader.read() {
-                Ok(Some(record)) => {
-                    self.record(record).map_err(|reason| Damage { offset, torn: false, reason })?;
-                }
-                Ok(None) => break,
-                Err(damage) if damage.torn && is_last => break,
-                Err(damage) => return Err(damage),
-            }
-        }
-        self.crc = reader.crc().ok_or_else(|| Damage {
-            offset: 0,
-            torn: false,
-            reason: "the segment does not begin with its checksum".into(),
-        })?;
-        Ok(reader.offset())
-    }
-
-    fn record(&mut self, record: Record) -> Result<(), String> {
-        match record {
-            Record::Metadata(metadata) => match self.metadata {
-                Some(known) if known != metadata => {
-                    return Err(format!("the segment is of member {}, the log of {}", metadata.member, known.member));
-                }
-                _ => self.metadata = Some(metadata),
-            },
-            Record::Entry(entry) => {
-                let entries = &mut self.recovered.entries;
-                let last = entries.last().map_or(0, |entry| entry.index);
-                if entry.index == 0 || entry.index > last + 1 {
-                    return Err(format!("entry {} follows entry {last}", entry.index));
-                }
-                // A later write of an index replaces what stood there and after it.
-                entries.truncate(entry.index as usize - 1);
-                entries.push(entry);
-            }
-            Record::State(state) => self.recovered.hard_state = state,
-            Record::Crc(_) | Record::Snapshot(_) => {}
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<(Metadata, Recovered), String> {
-        let metadata = self.metadata.ok_or("it does not say whose it is")?;
-        let recovered = std::mem::take(&mut self.recovered);
-        let (commit, last) = (recovered.hard_state.commit, recovered.entries.last().map_or(0, |entry| entry.index));
-        if commit.0 > last {
-            return Err(format!("entry {commit} was committed, but the log ends at {last}"));
-        }
-        Ok((metadata, recovered))
-    }
 }

@@ -282,6 +282,8 @@ fn cluster_options(scenario: &Scenario) -> ClusterOptions {
         heartbeat_ms: scenario.cluster.heartbeat_ms,
         election_ms: scenario.cluster.election_ms,
         segment_bytes: scenario.cluster.segment_bytes,
+        checkpoint_bytes: scenario.cluster.checkpoint_bytes,
+        tail_bytes: scenario.cluster.tail_bytes,
         drift_ppm_max: scenario.clock.drift_ppm_max,
     }
 }

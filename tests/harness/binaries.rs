@@ -71,7 +71,7 @@ impl Peers {
             Some(root) => PathBuf::from(root),
             None => Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/bin"),
         };
-        let needed = ["3.6/etcd", "3.6/etcdctl", "3.5/etcdctl"].map(|name| root.join(name));
+        let needed = ["3.6/etcd", "3.6/etcdctl", "3.6/etcdutl", "3.5/etcd", "3.5/etcdctl"].map(|name| root.join(name));
         let Some(missing) = needed.iter().find(|path| !path.is_file()) else { return Some(Peers { root }) };
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
         let notice = format!("SKIPPED: {test}: no {} (run tests/peers/build.sh)", missing.display());
@@ -83,6 +83,16 @@ impl Peers {
 
     pub fn etcd(&self) -> PathBuf {
         self.root.join("3.6/etcd")
+    }
+
+    /// The real etcd 3.5, which must be able to take over as well.
+    pub fn etcd_35(&self) -> PathBuf {
+        self.root.join("3.5/etcd")
+    }
+
+    /// What works on files without a server.
+    pub fn etcdutl(&self) -> PathBuf {
+        self.root.join("3.6/etcdutl")
     }
 
     pub fn etcdctl(&self, ctl: Ctl) -> PathBuf {

@@ -4,7 +4,9 @@
 //! is healthy. When a test fails, the end of each member's log goes to stderr; with `DETCD_KEEP` set the files stay.
 use super::{
     binaries::{Kind, Peers, detcd},
-    files, http,
+    certificates::Certificates,
+    files,
+    http::{self, Site},
     ports::{Address, Addresses},
     process::Process,
 };
@@ -14,6 +16,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
+    sync::Arc,
     thread::{panicking, sleep},
     time::{Duration, Instant},
 };
@@ -29,6 +32,7 @@ const LOG_TAIL_LINES: usize = 12;
 #[derive(Debug)]
 pub struct Cluster {
     pub members: Vec<Member>,
+    certificates: Option<Arc<Certificates>>,
     // Dropped after the members: fields drop in order.
     dir: TempDir,
 }
@@ -41,6 +45,8 @@ pub struct Member {
     binary: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    /// Where its health is asked for.
+    site: Site,
     /// Where in the log the latest start begins.
     log_start: u64,
     process: Option<Process>,
@@ -50,6 +56,13 @@ impl Cluster {
     /// `members` daemons under test, serving.
     pub fn start(members: usize) -> Cluster {
         Cluster::start_on(&detcd(), &Addresses::reserve(members))
+    }
+
+    /// The same with TLS everywhere.
+    pub fn start_tls(members: usize, certificates: &Arc<Certificates>) -> Cluster {
+        let mut cluster = Cluster::prepare_tls(&detcd(), &Addresses::reserve_tls(members), certificates);
+        cluster.start_all();
+        cluster
     }
 
     /// A cluster of either kind on given addresses: so that two, one after the other, have the same member ids.
@@ -65,13 +78,25 @@ impl Cluster {
 
     /// The members, with nothing started yet.
     pub fn prepare(binary: &Path, addresses: &Addresses) -> Cluster {
+        Cluster::build(binary, addresses, None)
+    }
+
+    pub fn prepare_tls(binary: &Path, addresses: &Addresses, certificates: &Arc<Certificates>) -> Cluster {
+        let mut cluster = Cluster::build(binary, addresses, Some(certificates.clone()));
+        cluster.members.iter_mut().for_each(|member| member.args.extend(certificates.member_flags()));
+        cluster
+    }
+
+    fn build(binary: &Path, addresses: &Addresses, certificates: Option<Arc<Certificates>>) -> Cluster {
         let dir = files::temp_dir();
+        let tls = certificates.as_ref().map(|certificates| certificates.show(Some(&certificates.client)));
         let member = |address: &Address| {
             let data_dir = dir.path().join(format!("{}.data", address.name));
             Member {
                 address: address.clone(),
                 args: member_args(address, addresses, &data_dir),
                 env: Vec::new(),
+                site: Site { address: address.client, tls: tls.clone() },
                 data_dir,
                 log: dir.path().join(format!("{}.log", address.name)),
                 binary: binary.to_owned(),
@@ -79,7 +104,7 @@ impl Cluster {
                 process: None,
             }
         };
-        Cluster { members: addresses.members.iter().map(member).collect(), dir }
+        Cluster { members: addresses.members.iter().map(member).collect(), certificates, dir }
     }
 
     /// Starts every member that is down, then waits until all serve: alone, the first could not.
@@ -89,7 +114,13 @@ impl Cluster {
     }
 
     pub fn endpoints(&self) -> String {
-        self.members.iter().map(|m| m.address.client.to_string()).collect::<Vec<_>>().join(",")
+        self.members.iter().map(|m| m.address.endpoint()).collect::<Vec<_>>().join(",")
+    }
+
+    /// What an `etcdctl` needs to get in.
+    pub fn ctl_flags(&self) -> Vec<String> {
+        let certificates = self.certificates.as_ref();
+        certificates.map_or_else(Vec::new, |certificates| certificates.ctl_flags(Some(&certificates.client)))
     }
 
     pub fn member(&mut self, number: usize) -> &mut Member {
@@ -116,6 +147,17 @@ impl Member {
 
     pub fn args(&self) -> &[String] {
         &self.args
+    }
+
+    /// With `--flag=value`, in place of what it had.
+    pub fn set(&mut self, flag: &str, value: &str) {
+        let start = format!("--{flag}=");
+        self.args.retain(|arg| !arg.starts_with(&start));
+        self.args.push(start + value);
+    }
+
+    pub fn site(&self) -> Site {
+        self.site.clone()
     }
 
     /// Starts the process, if it is down; does not wait for it.
@@ -159,7 +201,7 @@ impl Member {
     }
 
     fn healthy(&self) -> bool {
-        http::get(self.address.client, "/health").is_ok_and(|response| response.status == 200)
+        http::get(self.site(), "/health").is_ok_and(|response| response.status == 200)
     }
 
     /// What it logged since its latest start.
@@ -202,7 +244,7 @@ impl Member {
 
 /// The flags that make a member of a static cluster.
 pub fn member_args(address: &Address, addresses: &Addresses, data_dir: &Path) -> Vec<String> {
-    let (client, peer) = (format!("http://{}", address.client), format!("http://{}", address.peer));
+    let (client, peer) = (address.client_url(), address.peer_url());
     let flags = [
         ("name", address.name.clone()),
         ("data-dir", data_dir.display().to_string()),

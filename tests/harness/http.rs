@@ -1,8 +1,10 @@
-//! Plain HTTP/1.1, as a probe or a scraper speaks it: one request a connection.
+//! HTTP/1.1, as a probe or a scraper speaks it: one request a connection, plain or over TLS.
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,18 +18,43 @@ pub struct Response {
     pub body: String,
 }
 
-pub fn get(address: SocketAddr, path: &str) -> io::Result<Response> {
-    request(address, "GET", path)
+/// Where somebody is asked, and, of TLS, whom to trust and what to show there.
+#[derive(Debug, Clone)]
+pub struct Site {
+    pub address: SocketAddr,
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
-pub fn request(address: SocketAddr, method: &str, path: &str) -> io::Result<Response> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+impl From<SocketAddr> for Site {
+    fn from(address: SocketAddr) -> Site {
+        Site { address, tls: None }
+    }
+}
+
+pub fn get(site: impl Into<Site>, path: &str) -> io::Result<Response> {
+    request(site, "GET", path)
+}
+
+pub fn request(site: impl Into<Site>, method: &str, path: &str) -> io::Result<Response> {
+    let Site { address, tls } = site.into();
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let bytes = match tls {
+        None => exchange(stream, &head)?,
+        Some(config) => {
+            let connection = ClientConnection::new(config, address.ip().into()).map_err(io::Error::other)?;
+            exchange(StreamOwned::new(connection, stream), &head)?
+        }
+    };
+    parse(&bytes).ok_or_else(|| io::Error::other("not an HTTP response"))
+}
+
+fn exchange(mut stream: impl Read + Write, head: &str) -> io::Result<Vec<u8>> {
     stream.write_all(head.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
-    parse(&bytes).ok_or_else(|| io::Error::other("not an HTTP response"))
+    Ok(bytes)
 }
 
 fn parse(bytes: &[u8]) -> Option<Response> {
@@ -58,8 +85,8 @@ fn join_chunks(mut rest: &str) -> Option<String> {
 }
 
 /// The value of a metric without labels, or the sum over its labels, as `/metrics` tells it.
-pub fn metric(address: SocketAddr, name: &str) -> Option<f64> {
-    let text = get(address, "/metrics").ok()?.body;
+pub fn metric(site: impl Into<Site>, name: &str) -> Option<f64> {
+    let text = get(site, "/metrics").ok()?.body;
     let samples = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let value = if rest.starts_with('{') { rest.rsplit_once("} ")?.1 } else { rest.strip_prefix(' ')? };

@@ -20,6 +20,7 @@ pub struct Addresses {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     pub name: String,
+    pub tls: bool,
     pub client: SocketAddr,
     pub peer: SocketAddr,
 }
@@ -27,14 +28,40 @@ pub struct Address {
 impl Addresses {
     pub fn reserve(members: usize) -> Addresses {
         assert!(members > 0);
-        let member = |i| Address { name: format!("m{i}"), client: free_port(), peer: free_port() };
+        let member = |i| Address { name: format!("m{i}"), tls: false, client: free_port(), peer: free_port() };
         Addresses { members: (0..members).map(member).collect() }
+    }
+
+    /// As `reserve`, with https everywhere.
+    pub fn reserve_tls(members: usize) -> Addresses {
+        let mut addresses = Addresses::reserve(members);
+        addresses.members.iter_mut().for_each(|address| address.tls = true);
+        addresses
     }
 
     /// The value of `--initial-cluster`.
     pub fn initial_cluster(&self) -> String {
-        let member = |a: &Address| format!("{}=http://{}", a.name, a.peer);
+        let member = |a: &Address| format!("{}={}", a.name, a.peer_url());
         self.members.iter().map(member).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Address {
+    fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+
+    pub fn client_url(&self) -> String {
+        format!("{}://{}", self.scheme(), self.client)
+    }
+
+    pub fn peer_url(&self) -> String {
+        format!("{}://{}", self.scheme(), self.peer)
+    }
+
+    /// As it is given to `etcdctl`, which needs no scheme to speak plainly.
+    pub fn endpoint(&self) -> String {
+        if self.tls { self.client_url() } else { self.client.to_string() }
     }
 }
 

@@ -142,23 +142,26 @@ fn split(text: &str) -> Result<Vec<String>, String> {
 
 /// Says the transcript to `cluster`, line by line.
 pub fn play(steps: &[Step], peers: &Peers, ctl: Ctl, cluster: &Cluster) -> Vec<Outcome> {
-    let mut watchers = BTreeMap::new();
+    let (flags, mut watchers) = (cluster.ctl_flags(), BTreeMap::new());
+    let with_flags = |args: &[String]| [&flags, args].concat();
     let mut outcomes = Vec::new();
     for step in steps.iter().filter(|step| step.only.is_none_or(|only| only == ctl)) {
         let endpoints = match step.target {
             Target::All => cluster.endpoints(),
             Target::Nobody => NOBODY.to_owned(),
-            Target::Member(number) => cluster.members[number % cluster.members.len()].address.client.to_string(),
+            Target::Member(number) => cluster.members[number % cluster.members.len()].address.endpoint(),
         };
         let (args, output, lines) = match &step.action {
-            Action::Run(args) => (args.clone(), etcdctl::run(peers, ctl, &endpoints, args, &step.stdin), None),
+            Action::Run(args) => {
+                (args.clone(), etcdctl::run(peers, ctl, &endpoints, &with_flags(args), &step.stdin), None)
+            }
             Action::Settle => {
                 cluster.members.iter().for_each(await_settled);
                 continue;
             }
             Action::Start { name, args } => {
                 let before = watcher_count(cluster);
-                let watcher = Background::start(peers, ctl, &endpoints, args, &step.stdin);
+                let watcher = Background::start(peers, ctl, &endpoints, &with_flags(args), &step.stdin);
                 let expected = step.stdin.lines().filter(|line| line.starts_with("watch ")).count().max(1);
                 await_watchers(cluster, before, expected);
                 assert!(watchers.insert(name, (args.clone(), watcher)).is_none(), "{name} is started twice");
@@ -178,7 +181,7 @@ pub fn play(steps: &[Step], peers: &Peers, ctl: Ctl, cluster: &Cluster) -> Vec<O
 fn await_settled(member: &Member) {
     let start = Instant::now();
     let settled = || {
-        let body = http::get(member.address.client, "/version").ok()?.body;
+        let body = http::get(member.site(), "/version").ok()?.body;
         let version: serde_json::Value = serde_json::from_str(&body).ok()?;
         Some(version["etcdcluster"] == version["storage"])
     };
@@ -188,7 +191,7 @@ fn await_settled(member: &Member) {
 }
 
 fn watcher_count(cluster: &Cluster) -> Option<f64> {
-    let counts = cluster.members.iter().map(|member| http::metric(member.address.client, WATCHERS_METRIC));
+    let counts = cluster.members.iter().map(|member| http::metric(member.site(), WATCHERS_METRIC));
     counts.sum()
 }
 

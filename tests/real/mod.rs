@@ -1,7 +1,9 @@
 //! The daemon as users meet it: real processes, files and sockets, real clients.
 mod daemon;
+mod formats;
 mod kill9;
 mod refusals;
+mod tls;
 mod transcript;
 
 use detcd_node::proto::etcdserverpb::{PutRequest, kv_client::KvClient};

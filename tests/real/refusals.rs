@@ -2,7 +2,7 @@
 //! exit code, and nothing touched: not a byte, not a file, not a mode in the data directory.
 use super::put_keys;
 use detcd_tests::harness::{
-    Addresses, Cluster,
+    Addresses, Certificates, Cluster,
     binaries::{detcd, stands_in},
     cluster::member_args,
     files::{self, Entry},
@@ -115,6 +115,57 @@ fn flags_that_contradict_each_other() {
     Attempt::fresh().with("election-timeout", "200").refused(&["election-timeout"]);
     let elsewhere = Attempt::fresh().with("initial-advertise-peer-urls", "http://127.0.0.1:1");
     elsewhere.refused(&["initial-advertise-peer-urls"]);
+}
+
+/// One member's right arguments for TLS, on the files of `certificates`.
+fn secured(certificates: &Certificates) -> Attempt {
+    let mut attempt = Attempt::at(certificates.ca.with_file_name("m0.data"));
+    attempt.addresses = Addresses::reserve_tls(1);
+    attempt.args = member_args(&attempt.addresses.members[0], &attempt.addresses, &attempt.data_dir);
+    attempt.args.extend(certificates.member_flags());
+    attempt
+}
+
+#[test]
+fn tls_flags_that_do_not_fit_together() {
+    let certificates = Certificates::make();
+    let fresh = || secured(&certificates);
+    fresh().without("cert-file").refused(&["--key-file", "--cert-file"]);
+    fresh().without("peer-key-file").refused(&["--peer-cert-file", "--peer-key-file"]);
+    fresh().without("cert-file").without("key-file").refused(&["--listen-client-urls", "--cert-file", "--key-file"]);
+    let bare = fresh().without("peer-cert-file").without("peer-key-file");
+    bare.refused(&["--listen-peer-urls", "--peer-cert-file", "--peer-key-file"]);
+    // etcd does these.
+    if !stands_in() {
+        let trusting = fresh().without("trusted-ca-file").and("--client-cert-auth");
+        trusting.refused(&["--client-cert-auth", "--trusted-ca-file"]);
+        let blind = fresh().without("peer-trusted-ca-file");
+        let members = blind.addresses.initial_cluster() + ",m1=https://127.0.0.1:1";
+        blind.with("initial-cluster", &members).refused(&["https://127.0.0.1:1", "--peer-trusted-ca-file"]);
+        fresh().with("tls-min-version", "TLS1.3").refused(&["--tls-min-version", "not implemented"]);
+        fresh().and("--auto-tls").refused(&["--auto-tls", "not implemented"]);
+    }
+}
+
+#[test]
+fn tls_files_that_are_of_no_use() {
+    let certificates = Certificates::make();
+    let fresh = || secured(&certificates);
+    let prose = certificates.ca.with_file_name("prose.txt");
+    fs::write(&prose, "no certificate").expect("a file");
+    let stranger = certificates.stranger.key.display().to_string();
+    for side in ["", "peer-"] {
+        for file in ["cert-file", "key-file", "trusted-ca-file"] {
+            let flag = format!("{side}{file}");
+            fresh().with(&flag, "no-such-file.pem").refused(&[&flag, "no-such-file.pem"]);
+            // etcd is content with a CA file that holds nothing, and then trusts nobody.
+            if !stands_in() || file != "trusted-ca-file" {
+                fresh().with(&flag, &prose.display().to_string()).refused(&[&flag, "prose.txt", "PEM"]);
+            }
+        }
+        let foreign = fresh().with(&format!("{side}key-file"), &stranger);
+        foreign.refused(&[&format!("--{side}key-file"), "stranger-key.pem", "member.pem", "does not belong"]);
+    }
 }
 
 #[test]

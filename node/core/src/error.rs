@@ -31,6 +31,28 @@ pub enum Refusal {
     LeaseExists,
     #[error("member not found")]
     MemberNotFound,
+    #[error("member ID already exist")]
+    MemberExists,
+    #[error("Peer URLs already exists")]
+    PeerUrlExists,
+    #[error("given member URLs are invalid")]
+    BadMemberUrls,
+    #[error("too many learner members in cluster")]
+    TooManyLearners,
+    #[error("can only promote a learner member")]
+    NotLearner,
+    #[error("can only promote a learner member which is in sync with leader")]
+    LearnerNotReady,
+    #[error("re-configuration failed due to not enough started members")]
+    NotEnoughStarted,
+    #[error("unhealthy cluster")]
+    UnhealthyCluster,
+    #[error("rpc not supported for learner")]
+    NotForLearners,
+    #[error("not leader")]
+    NotLeader,
+    #[error("bad leader transferee")]
+    BadTransferee,
     #[error("no leader")]
     NoLeader,
     #[error("leader changed")]

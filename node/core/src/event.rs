@@ -13,12 +13,17 @@ pub enum Role {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NodeEvent {
-    /// The node read its log back and is about to take part.
+    /// The node read its files back and is about to take part. The log goes from behind `before` to `last`; the machine
+    /// holds everything up to `applied`; what that came to is told by `revision` and `digest`.
     Recovered {
         term: Term,
         vote: MemberId,
         commit: Index,
+        before: Index,
         last: Index,
+        applied: Index,
+        revision: Revision,
+        digest: Digest,
     },
     /// Role, term or known leader changed. `leader` is 0 when unknown.
     RoleChanged {
@@ -38,12 +43,20 @@ pub enum NodeEvent {
         term: Term,
         hash: u64,
     },
-    /// A batch was handed to the disk: `last` is the log's last index in it, if it holds entries.
+    /// A state that arrived stands in for this member's whole log up to here; what the log held is gone. In memory, as
+    /// `Appended` is.
+    LogRestarted {
+        index: Index,
+        term: Term,
+    },
+    /// A batch was handed to the disk: `last` is the log's last index in it, if it holds entries; `snapshot` the state
+    /// with which it makes the log begin anew.
     PersistStarted {
         persist: PersistId,
         term: Term,
         vote: MemberId,
         last: Option<(Index, Term)>,
+        snapshot: Option<(Index, Term)>,
     },
     /// That batch, and all before it, is durable.
     Persisted {
@@ -75,6 +88,68 @@ pub enum NodeEvent {
         revision: Revision,
         digest: Digest,
     },
+    /// The machine applied a change of the membership, valid or not: these have a say from here on.
+    ConfigurationApplied {
+        index: Index,
+        voters: Vec<MemberId>,
+        learners: Vec<MemberId>,
+        valid: bool,
+    },
+    /// A snapshot's state took the place of the machine's.
+    SnapshotInstalled {
+        index: Index,
+        term: Term,
+        revision: Revision,
+        digest: Digest,
+        voters: Vec<MemberId>,
+        learners: Vec<MemberId>,
+    },
+    /// A snapshot of this index was handed to the transport.
+    SnapshotSent {
+        to: MemberId,
+        index: Index,
+    },
+    /// The transport told what became of it.
+    SnapshotReported {
+        to: MemberId,
+        delivered: bool,
+    },
+    /// A snapshot arrived whole and was found good; it may yet turn out not to be needed.
+    SnapshotReceived {
+        from: MemberId,
+        index: Index,
+    },
+    /// A snapshot arrived broken, or could not be kept.
+    SnapshotRejected {
+        reason: String,
+    },
+    /// The log in memory begins behind this index now.
+    LogCut {
+        before: Index,
+    },
+    /// The state as of this index is being written to a file.
+    CheckpointStarted {
+        index: Index,
+    },
+    /// It is durable, and what it replaces may go.
+    CheckpointDone {
+        index: Index,
+    },
+    /// It came to nothing, and will be tried again.
+    CheckpointDropped {
+        index: Index,
+        reason: String,
+    },
+    /// A segment of the log is not needed any more, and was removed.
+    SegmentRemoved {
+        sequence: u64,
+    },
+    /// This member is on its way out of the leader's role, to this one.
+    HandingOver {
+        to: MemberId,
+    },
+    /// This member was removed from the cluster.
+    Removed,
     /// A client is told that its write is done.
     Acknowledged {
         request: RequestId,
@@ -122,12 +197,26 @@ impl NodeEvent {
             NodeEvent::RoleChanged { .. } => "role_changed",
             NodeEvent::Proposed { .. } => "proposed",
             NodeEvent::Appended { .. } => "appended",
+            NodeEvent::LogRestarted { .. } => "log_restarted",
             NodeEvent::PersistStarted { .. } => "persist_started",
             NodeEvent::Persisted { .. } => "persisted",
             NodeEvent::Sent { .. } => "sent",
             NodeEvent::Received { .. } => "received",
             NodeEvent::Committed { .. } => "committed",
             NodeEvent::Applied { .. } => "applied",
+            NodeEvent::ConfigurationApplied { .. } => "configuration_applied",
+            NodeEvent::SnapshotInstalled { .. } => "snapshot_installed",
+            NodeEvent::SnapshotSent { .. } => "snapshot_sent",
+            NodeEvent::SnapshotReported { .. } => "snapshot_reported",
+            NodeEvent::SnapshotReceived { .. } => "snapshot_received",
+            NodeEvent::SnapshotRejected { .. } => "snapshot_rejected",
+            NodeEvent::LogCut { .. } => "log_cut",
+            NodeEvent::CheckpointStarted { .. } => "checkpoint_started",
+            NodeEvent::CheckpointDone { .. } => "checkpoint_done",
+            NodeEvent::CheckpointDropped { .. } => "checkpoint_dropped",
+            NodeEvent::SegmentRemoved { .. } => "segment_removed",
+            NodeEvent::HandingOver { .. } => "handing_over",
+            NodeEvent::Removed => "removed",
             NodeEvent::Acknowledged { .. } => "acknowledged",
             NodeEvent::Refused { .. } => "refused",
             NodeEvent::ReadConfirmed { .. } => "read_confirmed",

@@ -28,8 +28,28 @@ pub const APPENDS_IN_FLIGHT_MAX: usize = 256;
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// The most bytes of committed entries applied in one go: keeps a step short.
 pub const APPLY_BYTES_MAX: u64 = 1 << 20;
+/// Proposals that a leader holds back while it hands over, or while a change of the membership is not applied yet; one
+/// more is lost.
+pub const DEFERRED_MAX: usize = 1_000;
 /// Requests that may wait for consensus in one member; one more is refused with "too many requests".
 pub const PROPOSALS_WAITING_MAX: usize = 20_000;
+
+/// Bytes of applied entries that are kept in memory for followers a little behind. The rest of the log goes: who needs
+/// more gets the state.
+pub const TAIL_BYTES: u64 = 8 << 20;
+/// As leader, keep up to so many times as much for followers that are alive but not there yet.
+pub const TAIL_HELD_FACTOR: u64 = 16;
+/// Learners that a cluster may have. etcd's default. One more: "too many learner members".
+pub const LEARNERS_MAX: usize = 1;
+/// A learner is promoted once it has so many percent of the leader's log. etcd's.
+pub const CAUGHT_UP_PERCENT: u64 = 90;
+/// How long a change of the membership may wait for consensus, in milliseconds, if the caller does not give up before.
+pub const CHANGE_WAIT_MS: u64 = 30_000;
+/// A removed member that cannot tell whether the others know it yet stays for so long, in milliseconds: they may need its
+/// vote to find out.
+pub const REMOVED_STAYS_MS: u64 = 60_000;
+/// A peer counts as connected once it has been for so long, in milliseconds. etcd's.
+pub const HEALTHY_MS: u64 = 5_000;
 
 /// Undelivered bytes of events on one watch stream; beyond it the stream's watches fall behind and catch up from
 /// history at the pace at which the client reads.
@@ -44,8 +64,30 @@ pub const PEER_SILENCE_MS: u64 = 5_000;
 /// The least time between two attempts to reach a peer, in milliseconds.
 pub const PEER_REDIAL_MS: u64 = 100;
 
+/// A TLS handshake that is not done after so long is given up, in milliseconds; so is a connection to a peer. etcd's.
+pub const HANDSHAKE_MS: u64 = 10_000;
+/// TLS handshakes that one listener has under way at once; beyond it callers wait to be accepted, until one is done or
+/// the oldest has had its share.
+pub const HANDSHAKES_MAX: usize = 500;
+/// What a TLS handshake may take while others wait for its place, in milliseconds; after that it gives way.
+pub const HANDSHAKE_SHARE_MS: u64 = 1_000;
+
 /// The size at which the log goes over to a new segment, in bytes. etcd's.
 pub const SEGMENT_BYTES: u64 = 64_000_000;
+/// Log segments, and `.snap` files, to keep although nothing needs them any more. etcd's defaults.
+pub const SEGMENTS_KEPT: usize = 5;
+pub const SNAPSHOTS_KEPT: usize = 5;
+/// A checkpoint is due when the log since the last one is larger than this, in bytes, and than half the state: so a
+/// busy node does not do nothing else, and a restart reads no more than this or half as much again as the state.
+pub const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// How long a checkpoint that came to nothing is not tried again, in milliseconds.
+pub const CHECKPOINT_RETRY_MS: u64 = 10_000;
+/// How long a joining member asks around for the membership, in milliseconds.
+pub const JOIN_MS: u64 = 30_000;
+/// A snapshot that makes no headway for so long is given up, in milliseconds.
+pub const SNAPSHOT_STALL_MS: u64 = 5_000;
+/// How long a leader waits for a follower to check a snapshot that it got whole, in milliseconds.
+pub const SNAPSHOT_ANSWER_MS: u64 = 120_000;
 /// The largest record a log reader accepts, in bytes: larger is corruption, not data.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 /// The largest raft message a peer may send, in bytes. Larger: the stream is closed.
@@ -65,3 +107,4 @@ const _: () = assert!(REQUEST_BYTES_MAX + (1 << 10) < RECORD_BYTES_MAX);
 // A queue must hold at least what may be in flight to one follower when requests are small.
 const _: () = assert!(PEER_QUEUE_BYTES_MAX as u64 > APPEND_BYTES_MAX * 4);
 const _: () = assert!(ELECTION_MS >= 5 * HEARTBEAT_MS);
+const _: () = assert!(HANDSHAKE_SHARE_MS <= HANDSHAKE_MS);

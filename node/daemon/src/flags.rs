@@ -2,6 +2,8 @@
 //!
 //! As in etcd: `--name value`, `--name=value` and a single dash are the same; `ETCD_NAME` is the flag `--name`; a flag
 //! given both ways is an error; an unknown `ETCD_` variable only earns a warning, since Kubernetes sets such.
+mod tls;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
@@ -9,17 +11,19 @@ use std::{
 };
 
 use detcd_core::limits;
-use detcd_node::config::{Config, Founder, parse_url};
+use detcd_node::config::{ClusterState, Config, Founder, parse_url};
 use tracing::Level;
 
 use crate::{
     log::LogOptions,
+    tls::TlsFlags,
     usage::{FLAGS, Flag, Kind},
 };
 
 #[derive(Debug)]
 pub struct Flags {
     pub config: Config,
+    pub tls: TlsFlags,
     pub log: LogOptions,
     /// For the log, once there is one.
     pub warnings: Vec<String>,
@@ -144,20 +148,14 @@ impl Values {
 
     fn urls(&self, name: &str) -> Result<Vec<String>> {
         let (text, shown) = (self.text(name), self.shown(name));
-        let urls = text.split(',').map(|url| match parse_url(url.trim()) {
-            Some((_, false)) => Ok(url.trim().to_owned()),
-            Some((_, true)) => Err(format!("{shown}: {url} asks for TLS, which is not implemented yet; use http://")),
+        let urls = text.split(',').map(str::trim).map(|url| match parse_url(url) {
+            Some(_) => Ok(url.to_owned()),
             None => Err(format!("{shown}: {url:?} is not a URL such as http://127.0.0.1:2379")),
         });
         urls.collect()
     }
 
-    fn addresses(&self, name: &str) -> Result<Vec<String>> {
-        let urls = self.urls(name)?;
-        Ok(urls.iter().map(|url| parse_url(url).expect("checked").0.to_owned()).collect())
-    }
-
-    fn into_flags(self) -> Result<Flags> {
+    fn into_flags(mut self) -> Result<Flags> {
         self.refuse_unimplemented()?;
         let given = |name| self.given.contains_key(name);
         if given("listen-client-urls") && !given("advertise-client-urls") {
@@ -173,8 +171,8 @@ impl Values {
         let config = Config {
             data_dir: data_dir.into(),
             wal_dir,
-            listen_client: self.addresses("listen-client-urls")?,
-            listen_peer: self.addresses("listen-peer-urls")?,
+            listen_client_urls: self.urls("listen-client-urls")?,
+            listen_peer_urls: self.urls("listen-peer-urls")?,
             advertise_client_urls: self.urls("advertise-client-urls")?,
             advertise_peer_urls: self.urls("initial-advertise-peer-urls")?,
             initial_cluster: self.initial_cluster(&name)?,
@@ -184,11 +182,17 @@ impl Values {
             request_bytes_max: self.number("max-request-bytes", 1, limits::GRPC_MESSAGE_BYTES_MAX as u64)? as usize,
             txn_ops_max: self.number("max-txn-ops", 1, 1 << 20)? as usize,
             watch_progress_ms: self.progress_interval()?,
+            initial_cluster_state: self.cluster_state()?,
             segment_bytes: limits::SEGMENT_BYTES,
+            segments_kept: self.kept("max-wals")?,
+            snapshots_kept: self.kept("max-snapshots")?,
+            checkpoint_bytes: limits::CHECKPOINT_BYTES,
+            checkpoint_entries: self.checkpoint_entries()?,
+            tail_bytes: limits::TAIL_BYTES,
             name,
         };
-        let log = self.log()?;
-        Ok(Flags { config, log, warnings: self.warnings })
+        let (tls, log) = (self.tls(&config)?, self.log()?);
+        Ok(Flags { config, tls, log, warnings: self.warnings })
     }
 
     fn timing(&self) -> Result<(u64, u64)> {
@@ -273,14 +277,27 @@ impl Values {
     }
 
     /// Flags that are known but not obeyed yet may say what is true anyway, and nothing else.
-    fn refuse_unimplemented(&self) -> Result<()> {
+    fn cluster_state(&self) -> Result<ClusterState> {
         match self.text("initial-cluster-state").as_str() {
-            "new" => {}
-            "existing" => {
-                return Err("--initial-cluster-state=existing: joining a cluster is not implemented yet".into());
-            }
-            other => return Err(format!("--initial-cluster-state={other:?} is neither new nor existing")),
+            "new" => Ok(ClusterState::New),
+            "existing" => Ok(ClusterState::Existing),
+            other => Err(format!("--initial-cluster-state={other:?} is neither new nor existing")),
         }
+    }
+
+    /// As in etcd, 0 keeps all.
+    fn kept(&self, name: &str) -> Result<usize> {
+        Ok(self.number(name, 0, u64::from(u32::MAX))? as usize)
+    }
+
+    /// None unless it is given: by default, bytes decide when a checkpoint is due.
+    fn checkpoint_entries(&self) -> Result<Option<u64>> {
+        let given = self.given.contains_key("snapshot-count");
+        given.then(|| self.number("snapshot-count", 1, u64::MAX)).transpose()
+    }
+
+    /// Flags that are known but not obeyed yet may say what is true anyway, and nothing else.
+    fn refuse_unimplemented(&self) -> Result<()> {
         for name in ["pre-vote", "strict-reconfig-check"] {
             if !self.switch(name)? {
                 return Err(format!("--{name}=false is not implemented: it is always on"));

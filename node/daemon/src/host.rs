@@ -10,12 +10,12 @@ use detcd_node::{
     host::{Clock, Host, Probe, Sleep, Vitals},
 };
 
-use crate::{files::Files, net::Tcp, vitals};
+use crate::{files::Files, net::Sockets, tls::Tls, vitals};
 
-pub fn real() -> Host {
+pub fn real(tls: Tls) -> Host {
     Host {
         disk: Arc::new(Files::new()),
-        net: Arc::new(Tcp),
+        net: Arc::new(Sockets { tls }),
         clock: Arc::new(SystemClock { origin: Instant::now() }),
         probe: Arc::new(Logger),
         // The standard library's hash keys are the kernel's randomness.
@@ -64,6 +64,18 @@ impl Probe for Logger {
             NodeEvent::SegmentStarted { sequence, first } => {
                 tracing::info!(sequence, %first, "created a new WAL segment");
             }
+            NodeEvent::CheckpointDone { index } => tracing::info!(%index, "saved snapshot"),
+            NodeEvent::SegmentRemoved { sequence } => tracing::info!(sequence, "purged a WAL segment"),
+            NodeEvent::SnapshotSent { to, index } => tracing::info!(%to, %index, "sending database snapshot"),
+            NodeEvent::SnapshotReported { to, delivered: true } => tracing::info!(%to, "sent database snapshot"),
+            NodeEvent::SnapshotInstalled { index, revision, .. } => {
+                tracing::info!(%index, %revision, "applied snapshot");
+            }
+            NodeEvent::ConfigurationApplied { index, voters, learners, valid: true } => {
+                tracing::info!(%index, ?voters, ?learners, "applied a configuration change");
+            }
+            NodeEvent::HandingOver { to } => tracing::info!(%to, "leadership transfer starting"),
+            NodeEvent::Removed => tracing::warn!("the member has been permanently removed from the cluster"),
             NodeEvent::DiskStalled { since_ms } => {
                 tracing::error!(since_ms, "the disk does not answer; gave up leadership");
             }

@@ -8,6 +8,7 @@ mod flags;
 mod host;
 mod log;
 mod net;
+mod tls;
 mod usage;
 mod vitals;
 
@@ -16,7 +17,10 @@ use std::{future::Future, os::unix::process::ExitStatusExt, process::ExitCode};
 use detcd_node::{config::ETCD_VERSION, error::ExitReason};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::flags::{Flags, Wanted};
+use self::{
+    flags::{Flags, Wanted},
+    tls::Tls,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -34,6 +38,10 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(&error),
     };
+    let tls = match Tls::load(&flags.tls) {
+        Ok(tls) => tls,
+        Err(error) => return fail(&error),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -41,7 +49,7 @@ fn main() -> ExitCode {
             return fail(&format!("cannot start the runtime: {error}; check the limits on threads and files"));
         }
     };
-    let (reason, signal) = runtime.block_on(run(*flags));
+    let (reason, signal) = runtime.block_on(run(*flags, tls));
     // Long reads that nobody waits for any more are not worth waiting for.
     runtime.shutdown_background();
     match reason {
@@ -50,7 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(flags: Flags) -> (ExitReason, i32) {
+async fn run(flags: Flags, tls: Tls) -> (ExitReason, i32) {
     log::start(&flags.log);
     flags.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let (stopping, stopped) = tokio::sync::oneshot::channel();
@@ -58,7 +66,7 @@ async fn run(flags: Flags) -> (ExitReason, i32) {
         let signal = terminated().await;
         let _ = stopping.send(signal); // the run may have ended by itself
     };
-    let reason = detcd_node::run(flags.config, host::real(), Box::pin(stop)).await;
+    let reason = detcd_node::run(flags.config, host::real(tls), Box::pin(stop)).await;
     let signal = match &reason {
         ExitReason::Stopped => stopped.await.unwrap_or(libc::SIGTERM),
         // Nobody asked, and nobody may ever.

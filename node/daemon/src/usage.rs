@@ -23,6 +23,8 @@ const fn switch(name: &'static str, default: &'static str, help: &'static str) -
     Flag { name, kind: Kind::Switch, default, help }
 }
 
+const LATER: &str = "known to etcd, not implemented yet: only the default is accepted";
+
 pub const FLAGS: &[Flag] = &[
     value("name", "default", "this member's name; must be one of those in --initial-cluster"),
     value("data-dir", "", "where everything is kept; by default the name followed by .etcd"),
@@ -34,6 +36,22 @@ pub const FLAGS: &[Flag] = &[
     value("initial-cluster", "", "the founding members, as name=url,name=url; by default this member alone"),
     value("initial-cluster-state", "new", "whether this member founds the cluster (new) or joins it (existing)"),
     value("initial-cluster-token", "etcd-cluster", "tells apart clusters that have the same URLs"),
+    value("cert-file", "", "the certificate shown to clients, with its chain, as PEM; https:// URLs need it"),
+    value("key-file", "", "its key"),
+    value("trusted-ca-file", "", "clients must show a certificate of a CA in this file"),
+    switch("client-cert-auth", "false", "clients must show a certificate; --trusted-ca-file alone says so, too"),
+    value("peer-cert-file", "", "the certificate shown to peers, by who listens and who dials"),
+    value("peer-key-file", "", "its key"),
+    value("peer-trusted-ca-file", "", "peers must show a certificate of a CA in this file, whoever dials"),
+    switch(
+        "peer-client-cert-auth",
+        "false",
+        "peers must show a certificate; --peer-trusted-ca-file alone says so, too",
+    ),
+    switch("peer-skip-client-san-verification", "false", "peers may call from where their certificates do not name"),
+    value("snapshot-count", "", "entries after which a checkpoint is written; by default their bytes decide"),
+    value("max-snapshots", "5", "snapshot files to keep; 0 keeps all"),
+    value("max-wals", "5", "log segments to keep although nothing needs them; 0 keeps all"),
     value("heartbeat-interval", "100", "time between a leader's heartbeats, in milliseconds"),
     value("election-timeout", "1000", "time without a leader before an election, in milliseconds"),
     value("max-request-bytes", "1572864", "the largest request, in bytes"),
@@ -45,6 +63,21 @@ pub const FLAGS: &[Flag] = &[
     value("log-level", "info", "debug, info, warn, error, panic or fatal"),
     value("log-outputs", "default", "default, stderr or stdout"),
     value("log-format", "json", "json, or console for people"),
+    switch("auto-tls", "false", LATER),
+    switch("peer-auto-tls", "false", LATER),
+    value("self-signed-cert-validity", "1", LATER),
+    value("client-crl-file", "", LATER),
+    value("peer-crl-file", "", LATER),
+    value("client-cert-file", "", LATER),
+    value("client-key-file", "", LATER),
+    value("peer-client-cert-file", "", LATER),
+    value("peer-client-key-file", "", LATER),
+    value("client-cert-allowed-hostname", "", LATER),
+    value("peer-cert-allowed-cn", "", LATER),
+    value("peer-cert-allowed-hostname", "", LATER),
+    value("cipher-suites", "", LATER),
+    value("tls-min-version", "TLS1.2", LATER),
+    value("tls-max-version", "", LATER),
 ];
 
 pub fn text() -> String {

@@ -46,7 +46,9 @@ fn op(response: OpResponse) -> pb::ResponseOp {
         Response::Put { previous } => Wire::ResponsePut(put(header, previous)),
         Response::Delete { deleted, previous } => Wire::ResponseDeleteRange(delete(header, deleted, previous)),
         Response::Txn { succeeded, responses } => Wire::ResponseTxn(txn(header, succeeded, responses)),
-        Response::LeaseGrant { .. } | Response::Done => unreachable!("no operation of a transaction"),
+        Response::LeaseGrant { .. } | Response::Members(_) | Response::Done => {
+            unreachable!("no operation of a transaction")
+        }
     };
     pb::ResponseOp { response: Some(response) }
 }

@@ -27,6 +27,9 @@ impl Kv for Api {
         self.check_leader(request.metadata())?;
         let range = command::Range::try_from(request.into_inner()).map_err(status)?;
         check::range(&range).map_err(status)?;
+        if !range.serializable && self.handle.status().is_learner {
+            return Err(status(Refusal::NotForLearners));
+        }
         let view = self.current(range.serializable).await.map_err(status)?;
         let term = self.handle.status().term;
         let header = self.header(view.store.revision(), term);

@@ -1,4 +1,11 @@
 //! etcdserverpb.Maintenance: how this member stands.
+use bytes::Bytes;
+use detcd_core::{machine::Machine, replica::State, types::MemberId};
+use futures::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Api, status::status};
@@ -10,12 +17,52 @@ use crate::{
         MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
         alarm_request::AlarmAction, maintenance_server::Maintenance,
     },
+    snapshots::Image,
 };
 
 /// What clients are told the database may grow to, in bytes: etcd's default.
 const QUOTA_BYTES: i64 = 2 << 30;
 /// Bytes a database takes before anything is in it, so that nobody divides by zero.
 const EMPTY_BYTES: i64 = 20_480;
+
+/// Bytes of the file in one message: etcd's.
+const PIECE_BYTES: usize = 32 << 10;
+
+fn pieces(image: Image, version: String) -> impl Stream<Item = Result<SnapshotResponse, Status>> + Send {
+    struct Sending {
+        image: Image,
+        remaining: u64,
+        hash: Sha256,
+        ahead: Bytes,
+        done: bool,
+        version: String,
+    }
+    let start =
+        Sending { remaining: image.total_len(), image, hash: Sha256::new(), ahead: Bytes::new(), done: false, version };
+    stream::unfold(start, |mut sending| async move {
+        if sending.done {
+            return None;
+        }
+        if sending.ahead.is_empty() {
+            match sending.image.next().await {
+                Some(chunk) => {
+                    sending.hash.update(&chunk);
+                    sending.ahead = chunk.into();
+                }
+                None => {
+                    sending.done = true;
+                    let blob = Bytes::copy_from_slice(&sending.hash.finalize_reset());
+                    let version = sending.version.clone();
+                    return Some((Ok(SnapshotResponse { remaining_bytes: 0, blob, version, header: None }), sending));
+                }
+            }
+        }
+        let blob = sending.ahead.split_to(PIECE_BYTES.min(sending.ahead.len()));
+        sending.remaining -= blob.len() as u64;
+        let (remaining_bytes, version) = (sending.remaining, sending.version.clone());
+        Some((Ok(SnapshotResponse { remaining_bytes, blob, version, header: None }), sending))
+    })
+}
 
 fn unimplemented<T>(what: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!("{what} is not implemented yet")))
@@ -69,14 +116,21 @@ impl Maintenance for Api {
         unimplemented("hashing the store")
     }
 
-    type SnapshotStream = futures::stream::Empty<Result<SnapshotResponse, Status>>;
+    type SnapshotStream = BoxStream<'static, Result<SnapshotResponse, Status>>;
 
+    /// The state as of now, as a file: its bytes, then their SHA-256 as a message of its own.
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        unimplemented("saving a snapshot")
+        let view = self.handle.view().await.map_err(status)?;
+        let version = view.cluster_version.as_deref().unwrap_or_default().to_owned();
+        let image = Image::of(State(Box::new(Machine::clone(&view)))).await;
+        drop(view);
+        Ok(Response::new(pieces(image, version).boxed()))
     }
 
-    async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        unimplemented("moving the leader")
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        let to = MemberId(request.into_inner().target_id);
+        self.handle.transfer(to).await.map_err(status)?;
+        Ok(Response::new(MoveLeaderResponse { header: None })) // etcd gives none
     }
 
     async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {

@@ -20,7 +20,7 @@ use detcd_core::{
 use tonic::{Status, metadata::MetadataMap};
 
 pub use self::{calls::Calls, notices::NoticeQueue, serve::serve};
-use crate::{inbox::Handle, metrics::Metrics, proto::etcdserverpb::ResponseHeader};
+use crate::{host::Host, inbox::Handle, metrics::Metrics, proto::etcdserverpb::ResponseHeader};
 
 /// The metadata key under which a caller may mark its request, to find it again in what the node notes.
 pub const TRACE_KEY: &str = "detcd-trace";
@@ -31,6 +31,8 @@ pub struct Api {
     pub handle: Handle,
     pub limits: Limits,
     pub metrics: Arc<Metrics>,
+    /// For deadlines, and for what other members must be asked.
+    pub host: Host,
 }
 
 /// What a request may ask for.

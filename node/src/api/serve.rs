@@ -11,16 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use detcd_core::limits::GRPC_MESSAGE_BYTES_MAX;
+use detcd_core::{error::Refusal, limits::GRPC_MESSAGE_BYTES_MAX};
 use http::{HeaderMap, Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use super::{Api, calls::Method};
+use super::{Api, calls::Method, status::status};
 use crate::{
-    host::{Clock, Host, Listener, Sleep},
+    host::{Clock, Listener, Sleep},
     http as plain,
     proto::{
         etcdserverpb::{
@@ -34,10 +34,14 @@ use crate::{
 /// Streams a client may reset before the server has looked at them; kube-apiserver cancels in storms.
 const PENDING_RESETS_MAX: usize = 1_000;
 
+/// What a member that only listens answers. (Of ranges, the serializable ones; see `kv.rs`.)
+const FOR_LEARNERS: [&str; 3] =
+    ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
+
 /// Accepts clients for as long as the node runs.
-pub async fn serve(api: Api, host: Host, mut listener: Box<dyn Listener>) {
-    let clock = host.clock.clone();
-    let services = Services::new(api, host);
+pub async fn serve(api: Api, mut listener: Box<dyn Listener>) {
+    let clock = api.host.clock.clone();
+    let services = Services::new(api);
     let mut builder = auto::Builder::new(Spawner);
     builder
         .http2()
@@ -74,11 +78,10 @@ struct Services {
     maintenance: MaintenanceServer<Api>,
     health: HealthServer<Api>,
     api: Api,
-    host: Host,
 }
 
 impl Services {
-    fn new(api: Api, host: Host) -> Services {
+    fn new(api: Api) -> Services {
         let shared = Arc::new(api.clone());
         Services {
             kv: KvServer::from_arc(shared.clone()).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX),
@@ -87,7 +90,6 @@ impl Services {
             maintenance: MaintenanceServer::from_arc(shared.clone()),
             health: HealthServer::from_arc(shared),
             api,
-            host,
         }
     }
 
@@ -97,13 +99,17 @@ impl Services {
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         if !is_grpc {
-            return Ok(plain::respond(&self.api.handle, &self.api.metrics, &*self.host.probe, &request).await);
+            return Ok(plain::respond(&self.api.handle, &self.api.metrics, &*self.api.host.probe, &request).await);
         }
         let method = Method::of(request.uri().path());
         method.iter().for_each(|method| self.api.metrics.calls.started(*method));
         let deadline = deadline(request.headers());
         let request = request.map(Body::new);
-        let response = match service_of(request.uri().path()) {
+        let path = request.uri().path();
+        let response = match service_of(path) {
+            _ if self.api.handle.status().is_learner && !FOR_LEARNERS.contains(&path) => {
+                status(Refusal::NotForLearners).into_http()
+            }
             "etcdserverpb.KV" => self.within(deadline, |services| services.kv.call(request)).await,
             "etcdserverpb.Watch" => self.within(deadline, |services| services.watch.call(request)).await,
             "etcdserverpb.Cluster" => self.within(deadline, |services| services.cluster.call(request)).await,
@@ -125,7 +131,7 @@ impl Services {
     where
         F: Future<Output = Result<Response<Body>, Infallible>>,
     {
-        let late = deadline.map(|deadline| self.host.clock.sleep(deadline));
+        let late = deadline.map(|deadline| self.api.host.clock.sleep(deadline));
         let call = call(self);
         let Some(late) = late else { return always(call.await) };
         futures::pin_mut!(call);

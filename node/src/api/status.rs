@@ -10,12 +10,13 @@ fn code(refusal: Refusal) -> Code {
     use Refusal::*;
     match refusal {
         EmptyKey | KeyNotFound | ValueProvided | LeaseProvided | TooManyOps | DuplicateKey | InvalidSortOption
-        | RequestTooLarge => Code::InvalidArgument,
+        | RequestTooLarge | BadMemberUrls => Code::InvalidArgument,
         Compacted | FutureRevision => Code::OutOfRange,
-        // etcd returns this one through its client's error type, which has no code of its own.
-        TooManyRequests => Code::Unknown,
+        // etcd returns these through its client's error type, which has no code of its own.
+        TooManyRequests | NotEnoughStarted => Code::Unknown,
         LeaseNotFound | MemberNotFound => Code::NotFound,
-        LeaseExists => Code::FailedPrecondition,
-        NoLeader | LeaderChanged | Stopped | Timeout | TimeoutLeaderFailed => Code::Unavailable,
+        LeaseExists | MemberExists | PeerUrlExists | TooManyLearners | NotLearner | LearnerNotReady
+        | NotForLearners | NotLeader | BadTransferee => Code::FailedPrecondition,
+        UnhealthyCluster | NoLeader | LeaderChanged | Stopped | Timeout | TimeoutLeaderFailed => Code::Unavailable,
     }
 }

@@ -1,5 +1,6 @@
 //! Our side of a stream that we receive on: dial, ask, then read messages as long as they come.
 use std::{
+    error::Error,
     future::poll_fn,
     io,
     pin::Pin,
@@ -14,7 +15,7 @@ use detcd_core::{
     event::NodeEvent,
     limits::{PEER_MESSAGE_BYTES_MAX, PEER_REDIAL_MS},
 };
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, request::Builder};
 use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -32,7 +33,7 @@ enum DialError {
     Url(String),
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error(transparent)]
+    #[error("{}", with_causes(.0))]
     Http(#[from] hyper::Error),
     #[error("the peer says that this member was removed from the cluster")]
     Removed,
@@ -46,6 +47,12 @@ enum DialError {
     Garbled(String),
 }
 
+/// hyper keeps to itself what went wrong below it, such as a refused certificate.
+fn with_causes(error: &dyn Error) -> String {
+    std::iter::successors(error.source(), |&error| error.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// Keeps a stream from `peer` open for as long as it is a member.
 pub async fn keep_dialling(context: Context, peer: Arc<Peer>) {
     let mut attempt = 0;
@@ -53,6 +60,8 @@ pub async fn keep_dialling(context: Context, peer: Arc<Peer>) {
     while !peer.gone.load(Relaxed) {
         match receive(&context, &peer, attempt).await {
             Ok(()) => complained = false,
+            // By who knows: it has applied the removal, and no id ever comes back.
+            Err(DialError::Removed) => return context.handle.push(Item::Removed),
             Err(error) if !complained => {
                 complained = true;
                 tracing::warn!(target: "peers", peer = %peer.id, %error, "lost or failed to reach a peer; trying on");
@@ -70,7 +79,7 @@ async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(), D
         urls.get(attempt % urls.len().max(1)).cloned().unwrap_or_default()
     };
     let Some((address, _)) = parse_url(&url) else { return Err(DialError::Url(url)) };
-    let io = context.host.net.connect(Role::Peer, address).await?;
+    let io = context.host.net.connect(Role::Peer, &url).await?;
     peer.incoming.cut.store(false, Relaxed);
     peer.incoming.silent_ticks.store(0, Relaxed);
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
@@ -79,26 +88,31 @@ async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(), D
     let run = response.headers().get(RUN_HEADER).and_then(|run| run.to_str().ok()).map(Arc::from);
     let mut body = accept(response, &mut connection).await?;
     *peer.incoming.run.lock() = run;
+    *peer.incoming.since.lock() = Some(context.host.clock.now());
     note(context, NodeEvent::PeerConnected { peer: peer.id });
     let result = read(context, peer, &mut body, &mut connection).await;
     *peer.incoming.run.lock() = None;
+    *peer.incoming.since.lock() = None;
     note(context, NodeEvent::PeerLost { peer: peer.id });
     result
 }
 
 fn request(context: &Context, peer: &Peer, address: &str) -> Request<Empty<Bytes>> {
-    Request::builder()
-        .uri(format!("/raft/stream/message/{}", context.member))
+    let request = Request::builder().uri(format!("/raft/stream/message/{}", context.member));
+    let request = introduce(context, request, address).header("X-Raft-To", peer.id.to_string());
+    request.body(Empty::new()).expect("our own headers are valid")
+}
+
+/// What every request to a peer says of the one that asks.
+pub fn introduce(context: &Context, request: Builder, address: &str) -> Builder {
+    request
         .header("Host", address)
         .header("X-Server-From", context.member.to_string())
         .header("X-Server-Version", ETCD_VERSION)
         .header("X-Min-Cluster-Version", MIN_CLUSTER_VERSION)
         .header("X-Etcd-Cluster-ID", context.cluster.to_string())
         .header("X-PeerURLs", &*context.urls)
-        .header("X-Raft-To", peer.id.to_string())
         .header(RUN_HEADER, &*context.run)
-        .body(Empty::new())
-        .expect("our own headers are valid")
 }
 
 async fn accept(response: Response<Incoming>, connection: &mut Connection<'_>) -> Result<Incoming, DialError> {

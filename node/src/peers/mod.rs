@@ -6,9 +6,16 @@
 //!
 //! Bounds: what waits for a peer is held in [`Outgoing`] up to a number of bytes; beyond that, or while the peer has
 //! no stream open, messages are dropped and the replica is told. Raft sends again what matters.
+//!
+//! Snapshots go their own way (`snapshot.rs`), one at a time to each peer. Who is not a member yet, or does not know yet
+//! that it is one (`join.rs`), talks to *remotes*: peers that somebody told of, until the log does.
+mod client;
 mod dial;
+mod join;
 mod outgoing;
+mod promote;
 mod serve;
+mod snapshot;
 
 use std::{
     collections::BTreeMap,
@@ -16,23 +23,26 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use detcd_core::{
     consensus::Message,
     event::NodeEvent,
-    limits::PEER_SILENCE_MS,
+    limits::{HEALTHY_MS, PEER_SILENCE_MS},
     machine::membership::Membership,
+    replica::{self, State},
     types::{ClusterId, MemberId},
 };
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use self::outgoing::Outgoing;
-pub use self::serve::serve;
+pub use self::{join::find_cluster, promote::ask_to_promote, serve::serve};
 use crate::{
     host::Host,
     inbox::{Handle, Item},
+    snapshots::Snapshots,
 };
 
 /// The oldest version of etcd this peer protocol understands.
@@ -50,12 +60,17 @@ pub struct Context {
     /// Which run of this member it is: a peer that hears of another one parts from what is left of the run before.
     run: Arc<str>,
     directory: Arc<Mutex<Directory>>,
+    snapshots: Snapshots,
+    /// A snapshot is being received; one at a time.
+    receiving: Arc<AtomicBool>,
 }
 
 /// Who is in the cluster, and the way to each.
 #[derive(Default)]
 struct Directory {
     membership: Arc<Membership>,
+    /// By id, with their URLs: whoever may be a member, as far as this one knows.
+    remotes: BTreeMap<MemberId, Vec<String>>,
     peers: BTreeMap<MemberId, Arc<Peer>>,
 }
 
@@ -65,6 +80,8 @@ pub struct Peer {
     urls: Mutex<Vec<String>>,
     outgoing: Outgoing,
     incoming: Incoming,
+    /// A snapshot is on its way there; one at a time.
+    sending: AtomicBool,
     /// It is no longer a member: whatever is connected to it ends.
     gone: AtomicBool,
 }
@@ -81,6 +98,8 @@ struct Incoming {
     waker: AtomicWaker,
     /// The peer's run that the stream is from; none while there is no stream, or the peer does not tell.
     run: Mutex<Option<Arc<str>>>,
+    /// Since when the stream has been up, by the node's clock.
+    since: Mutex<Option<Duration>>,
 }
 
 impl Incoming {
@@ -103,7 +122,7 @@ impl Incoming {
 const RUN_HEADER: &str = "X-Detcd-Run";
 
 impl Context {
-    pub fn new(host: Host, handle: Handle, urls: &[String]) -> Context {
+    pub fn new(host: Host, handle: Handle, urls: &[String], snapshots: Snapshots) -> Context {
         Context {
             member: handle.member,
             cluster: handle.cluster,
@@ -112,6 +131,60 @@ impl Context {
             host,
             urls: urls.join(",").into(),
             directory: Arc::default(),
+            snapshots,
+            receiving: Arc::default(),
+        }
+    }
+
+    /// Peers that are, or may be, members though the log does not say so yet.
+    pub fn add_remotes(&self, remotes: impl IntoIterator<Item = (MemberId, Vec<String>)>) {
+        let mut directory = self.directory.lock();
+        for (id, urls) in remotes.into_iter().filter(|(id, _)| *id != self.member) {
+            if !directory.membership.is_removed(id) && directory.membership.get(id).is_none() {
+                directory.remotes.insert(id, urls);
+            }
+        }
+        self.connect(&mut directory);
+    }
+
+    /// Connects to who is new and parts from who is gone.
+    fn connect(&self, directory: &mut Directory) {
+        let Directory { membership, remotes, peers } = directory;
+        remotes.retain(|id, _| membership.get(*id).is_none() && !membership.is_removed(*id));
+        let members = membership.members().map(|member| (member.id, &member.peer_urls));
+        let all = members.chain(remotes.iter().map(|(id, urls)| (*id, urls)));
+        let wanted: BTreeMap<_, _> = all.filter(|(id, _)| *id != self.member).collect();
+        for (_, peer) in peers.extract_if(.., |id, _| !wanted.contains_key(id)) {
+            peer.gone.store(true, Relaxed);
+            peer.outgoing.close();
+            peer.incoming.cut();
+        }
+        for (id, urls) in wanted {
+            match peers.get(&id) {
+                Some(peer) => peer.urls.lock().clone_from(urls),
+                None => {
+                    let peer = Arc::new(Peer::new(id, urls.clone()));
+                    peers.insert(id, peer.clone());
+                    tokio::spawn(dial::keep_dialling(self.clone(), peer));
+                }
+            }
+        }
+    }
+
+    fn peer(&self, id: MemberId) -> Option<Arc<Peer>> {
+        self.directory.lock().peers.get(&id).cloned()
+    }
+}
+
+impl Peer {
+    fn new(id: MemberId, urls: Vec<String>) -> Peer {
+        Peer {
+            id,
+            urls: Mutex::new(urls),
+            outgoing: Outgoing::default(),
+            incoming: Incoming::default(),
+            sending: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
         }
     }
 }
@@ -120,7 +193,6 @@ impl Context {
 pub struct Peers {
     context: Context,
     membership: Arc<Membership>,
-    peers: BTreeMap<MemberId, Arc<Peer>>,
     silence_ticks: u64,
     /// Told to the replica at the next tick: at once, it would only send again.
     unreachable: Vec<MemberId>,
@@ -129,44 +201,41 @@ pub struct Peers {
 impl Peers {
     pub fn new(context: Context, heartbeat_ms: u64) -> Peers {
         let silence_ticks = (PEER_SILENCE_MS / heartbeat_ms).max(3);
-        Peers { context, membership: Arc::default(), peers: BTreeMap::new(), silence_ticks, unreachable: Vec::new() }
+        Peers { context, membership: Arc::default(), silence_ticks, unreachable: Vec::new() }
     }
 
-    /// Connects to who is new and parts from who is gone.
-    pub fn follow(&mut self, membership: &Arc<Membership>, handle: &Handle) {
+    pub fn follow(&mut self, membership: &Arc<Membership>) {
         if Arc::ptr_eq(membership, &self.membership) {
             return;
         }
         self.membership = membership.clone();
-        let stays = |id: &MemberId| membership.get(*id).is_some();
-        for (_, peer) in self.peers.extract_if(.., |id, _| !stays(id)) {
-            peer.gone.store(true, Relaxed);
-            peer.outgoing.close();
-            peer.incoming.cut();
+        let mut directory = self.context.directory.lock();
+        directory.membership = membership.clone();
+        self.context.connect(&mut directory);
+    }
+
+    /// Which peers there is a connection with, and since long enough.
+    pub fn connectivity(&self, now: Duration) -> replica::Peers {
+        let directory = self.context.directory.lock();
+        let since = |peer: &Peer| *peer.incoming.since.lock();
+        let up = directory.peers.values().filter_map(|peer| Some((peer.id, now.saturating_sub(since(peer)?))));
+        let up: Vec<_> = up.collect();
+        let healthy = |(_, time): &&(MemberId, Duration)| time.as_millis() as u64 >= HEALTHY_MS;
+        replica::Peers {
+            connected: up.iter().map(|(id, _)| *id).collect(),
+            healthy: up.iter().filter(healthy).map(|(id, _)| *id).collect(),
         }
-        for member in membership.members().filter(|member| member.id != handle.member) {
-            match self.peers.get(&member.id) {
-                Some(peer) => *peer.urls.lock() = member.peer_urls.clone(),
-                None => {
-                    let peer = Arc::new(Peer {
-                        id: member.id,
-                        urls: Mutex::new(member.peer_urls.clone()),
-                        outgoing: Outgoing::default(),
-                        incoming: Incoming::default(),
-                        gone: AtomicBool::new(false),
-                    });
-                    self.peers.insert(member.id, peer.clone());
-                    tokio::spawn(dial::keep_dialling(self.context.clone(), peer));
-                }
-            }
-        }
-        *self.context.directory.lock() = Directory { membership: membership.clone(), peers: self.peers.clone() };
+    }
+
+    /// Hands a snapshot over; what becomes of it is told in any case.
+    pub fn send_snapshot(&self, message: Message, state: State) {
+        tokio::spawn(snapshot::send(self.context.clone(), message, state));
     }
 
     /// Hands a message over, or drops it.
     pub fn send(&mut self, message: &Message) {
         let id = message.to();
-        let sent = self.peers.get(&id).is_some_and(|peer| peer.outgoing.push(message));
+        let sent = self.context.directory.lock().peers.get(&id).is_some_and(|peer| peer.outgoing.push(message));
         if !sent && !self.unreachable.contains(&id) {
             self.unreachable.push(id);
         }
@@ -175,7 +244,7 @@ impl Peers {
     /// Watches over the streams: keeps quiet ones alive, ends silent and stuck ones.
     pub fn tick(&mut self, handle: &Handle) {
         handle.push_all(self.unreachable.drain(..).map(Item::Unreachable));
-        for peer in self.peers.values() {
+        for peer in self.context.directory.lock().peers.values() {
             peer.outgoing.tick(self.silence_ticks);
             let incoming = &peer.incoming;
             if incoming.heard.swap(false, Relaxed) {

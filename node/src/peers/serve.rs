@@ -1,20 +1,25 @@
-//! The peer listener: who asks for its stream is checked, then gets everything that is meant for it.
+//! The peer listener: who asks for its stream is checked, then gets everything that is meant for it; and what else
+//! members ask of each other.
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
     task::{Context as TaskContext, Poll},
 };
 
 use bytes::Bytes;
-use detcd_core::types::{ClusterId, MemberId};
+use detcd_core::{
+    error::Refusal,
+    machine::membership::Membership,
+    replica::ChangeRequest,
+    types::{ClusterId, MemberId},
+};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 
-use super::{Context, MIN_CLUSTER_VERSION, RUN_HEADER, outgoing, outgoing::Outgoing, parse_version};
+use super::{Context, MIN_CLUSTER_VERSION, RUN_HEADER, outgoing, outgoing::Outgoing, parse_version, snapshot};
 use crate::{config::ETCD_VERSION, host::Listener, http::version_json};
 
 /// Accepts peers for as long as the node runs.
@@ -25,8 +30,8 @@ pub async fn serve(context: Context, mut listener: Box<dyn Listener>) {
                 let context = context.clone();
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
-                        let response = respond(&context, &request);
-                        async move { Ok::<_, Infallible>(response) }
+                        let context = context.clone();
+                        async move { Ok::<_, Infallible>(respond(&context, request).await) }
                     });
                     // How a connection ends is the dialler's concern: it comes again.
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
@@ -61,15 +66,10 @@ impl Body for Answer {
     }
 }
 
-fn respond(context: &Context, request: &Request<Incoming>) -> Response<Answer> {
-    let path = request.uri().path();
-    let mut response = match path.strip_prefix("/raft/stream/message/") {
-        Some(from) => match stream(context, request, from) {
-            Ok(body) => Response::new(Answer::Stream(body)),
-            Err((status, reason)) => text(status, reason),
-        },
-        None if path == "/version" => text(StatusCode::OK, version_json(&context.handle)),
-        None => text(StatusCode::NOT_FOUND, "404 page not found\n".into()),
+async fn respond(context: &Context, request: Request<Incoming>) -> Response<Answer> {
+    let mut response = match answer(context, request).await {
+        Ok(answer) => Response::new(answer),
+        Err((status, reason)) => text(status, reason),
     };
     let headers = response.headers_mut();
     let cluster = context.cluster.to_string();
@@ -79,6 +79,79 @@ fn respond(context: &Context, request: &Request<Incoming>) -> Response<Answer> {
     response
 }
 
+type Refused = (StatusCode, String);
+
+async fn answer(context: &Context, request: Request<Incoming>) -> Result<Answer, Refused> {
+    let path = request.uri().path();
+    if let Some(from) = path.strip_prefix("/raft/stream/message/") {
+        return stream(context, &request, from).map(Answer::Stream);
+    }
+    if let Some(learner) = path.strip_prefix("/members/promote/") {
+        method(&request, Method::POST)?;
+        let learner = learner.parse().map_err(|_| (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()))?;
+        return promote(context, MemberId(learner)).await;
+    }
+    match path {
+        "/raft/snapshot" => snapshot(context, request).await,
+        "/members" => {
+            method(&request, Method::GET)?;
+            Ok(Answer::json(members(&context.directory.lock().membership)))
+        }
+        "/version" => Ok(Answer::json(version_json(&context.handle))),
+        _ => Err((StatusCode::NOT_FOUND, "404 page not found\n".into())),
+    }
+}
+
+impl Answer {
+    fn json(text: String) -> Answer {
+        Answer::Text(Full::new(text.into()))
+    }
+}
+
+/// As etcd lists them: a JSON array.
+fn members(membership: &Membership) -> String {
+    let members: Vec<_> = membership.members().collect();
+    serde_json::to_string(&members).expect("members are plain data")
+}
+
+fn method(request: &Request<Incoming>, method: Method) -> Result<(), Refused> {
+    let fits = request.method() == method;
+    if fits { Ok(()) } else { Err((StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into())) }
+}
+
+async fn snapshot(context: &Context, request: Request<Incoming>) -> Result<Answer, Refused> {
+    method(&request, Method::POST)?;
+    check_cluster(context, request.headers())?;
+    let from = hex(request.headers(), "X-Server-From").map(MemberId);
+    if from.is_some_and(|from| context.directory.lock().membership.is_removed(from)) {
+        return Err(gone());
+    }
+    let checksum = request.headers().contains_key(snapshot::CHECKSUM_HEADER);
+    match snapshot::take(context, request.into_body(), checksum).await {
+        (StatusCode::NO_CONTENT, _) => Err((StatusCode::NO_CONTENT, String::new())),
+        refused => Err(refused),
+    }
+}
+
+/// What another member asks on behalf of its client, since only the leader knows how far a learner is.
+async fn promote(context: &Context, learner: MemberId) -> Result<Answer, Refused> {
+    match context.handle.change(ChangeRequest::Promote(learner)).await {
+        Ok(membership) => Ok(Answer::json(members(&membership))),
+        Err(refusal) => {
+            let status = match refusal {
+                Refusal::MemberNotFound => StatusCode::NOT_FOUND,
+                Refusal::NotLearner | Refusal::LearnerNotReady => StatusCode::PRECONDITION_FAILED,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            Err((status, format!("etcdserver: {refusal}\n")))
+        }
+    }
+}
+
+fn gone() -> Refused {
+    (StatusCode::GONE, "the member has been permanently removed from the cluster\n".into())
+}
+
 fn text(status: StatusCode, text: String) -> Response<Answer> {
     let mut response = Response::new(Answer::Text(Full::new(text.into())));
     *response.status_mut() = status;
@@ -86,38 +159,50 @@ fn text(status: StatusCode, text: String) -> Response<Answer> {
 }
 
 /// The checks, in etcd's order.
-fn stream(context: &Context, request: &Request<Incoming>, from: &str) -> Result<outgoing::Body, (StatusCode, String)> {
-    if request.method() != Method::GET {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into()));
-    }
+fn stream(context: &Context, request: &Request<Incoming>, from: &str) -> Result<outgoing::Body, Refused> {
+    method(request, Method::GET)?;
     let headers = request.headers();
-    check_version(headers)?;
-    if hex(headers, "X-Etcd-Cluster-ID").map(ClusterId) != Some(context.cluster) {
-        return Err((StatusCode::PRECONDITION_FAILED, "cluster ID mismatch\n".into()));
-    }
+    check_cluster(context, headers)?;
     let not_found = || (StatusCode::NOT_FOUND, "404 page not found\n".to_owned());
     let from = MemberId(u64::from_str_radix(from, 16).map_err(|_| not_found())?);
-    let directory = context.directory.lock();
-    if directory.membership.is_removed(from) {
-        return Err((StatusCode::GONE, "the member has been permanently removed from the cluster\n".into()));
+    if context.directory.lock().membership.is_removed(from) {
+        return Err(gone());
     }
-    let peer =
-        directory.peers.get(&from).ok_or_else(|| (StatusCode::NOT_FOUND, "error sender not found\n".to_owned()))?;
+    let peer = match context.peer(from) {
+        Some(peer) => peer,
+        None => {
+            // It may have been added without our knowing yet.
+            let urls = headers.get("X-PeerURLs").and_then(|urls| urls.to_str().ok());
+            let urls = urls.filter(|urls| !urls.is_empty());
+            let urls: Vec<_> = urls.into_iter().flat_map(|urls| urls.split(',')).map(str::to_owned).collect();
+            if urls.is_empty() {
+                return Err((StatusCode::NOT_FOUND, "error sender not found\n".into()));
+            }
+            context.add_remotes([(from, urls)]);
+            context.peer(from).ok_or_else(not_found)?
+        }
+    };
     if hex(headers, "X-Raft-To").map(MemberId) != Some(context.member) {
         return Err((StatusCode::PRECONDITION_FAILED, "to field mismatch\n".into()));
     }
     if let Some(run) = headers.get(RUN_HEADER).and_then(|run| run.to_str().ok()) {
         peer.incoming.peer_runs(run);
     }
-    Ok(Outgoing::attach(&Arc::clone(peer)))
+    Ok(Outgoing::attach(&peer))
 }
 
 fn hex(headers: &HeaderMap, name: &str) -> Option<u64> {
     u64::from_str_radix(headers.get(name)?.to_str().ok()?, 16).ok()
 }
 
+fn check_cluster(context: &Context, headers: &HeaderMap) -> Result<(), Refused> {
+    check_version(headers)?;
+    let fits = hex(headers, "X-Etcd-Cluster-ID").map(ClusterId) == Some(context.cluster);
+    if fits { Ok(()) } else { Err((StatusCode::PRECONDITION_FAILED, "cluster ID mismatch\n".into())) }
+}
+
 /// Each side must be at least what the other one asks for; a header that is missing means 2.0.
-fn check_version(headers: &HeaderMap) -> Result<(), (StatusCode, String)> {
+fn check_version(headers: &HeaderMap) -> Result<(), Refused> {
     let version = |name| {
         let text = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("2.0.0");
         parse_version(text)

@@ -1,7 +1,8 @@
 //! Law: members that have applied as much are in the same state.
 //!
 //! The first member to apply an index fixes what it was: term, request, revision and the digest of all there is. A
-//! member applies entry after entry, from the first one at every start: its log is never cut yet.
+//! member applies entry after entry, from where its files left it, or from a state that it took over; both must be what
+//! others had at that index.
 use detcd_core::event::NodeEvent;
 
 use super::{
@@ -41,6 +42,14 @@ impl Law for Agreement {
         }
         match &event.event {
             Event::Started { node, .. } => *of_node(&mut self.applied, *node) = 0,
+            Event::Node { node, event: NodeEvent::Recovered { applied, digest, .. } } => {
+                let finding = self.goes_on(event.sequence, *node, "starts from", applied.0, digest.0);
+                self.case.take(finding);
+            }
+            Event::Node { node, event: NodeEvent::SnapshotInstalled { index, digest, .. } } => {
+                let finding = self.goes_on(event.sequence, *node, "takes over", index.0, digest.0);
+                self.case.take(finding);
+            }
             Event::Node { node, event: NodeEvent::Applied { index, term, request, revision, digest } } => {
                 let (term, request, revision, digest) = (term.0, request.0, revision.0, digest.0);
                 let finding =
@@ -57,6 +66,22 @@ impl Law for Agreement {
 }
 
 impl Agreement {
+    fn goes_on(&mut self, sequence: u64, node: NodeNumber, how: &str, index: u64, digest: u64) -> Finding {
+        *of_node(&mut self.applied, node) = index;
+        let Some(at) = (index as usize).checked_sub(1) else { return Ok(()) };
+        let subject = format!("{node} {how} a state of index {index}");
+        let Some(first) = self.states.get(at) else {
+            let got = "nobody has applied so much".to_owned();
+            return Err(Violation::new(sequence, subject, "a state that was applied", got).at_index(index));
+        };
+        if first.digest != digest {
+            let (expected, got) = (format!("digest {:x}, as on {}", first.digest, first.by), format!("{digest:x}"));
+            return Err(Violation::new(sequence, subject, expected, got).at_index(index).at_revision(first.revision));
+        }
+        self.case.right();
+        Ok(())
+    }
+
     fn applied(&mut self, sequence: u64, index: u64, state: State) -> Finding {
         let node = state.by;
         let before = std::mem::replace(of_node(&mut self.applied, node), index);

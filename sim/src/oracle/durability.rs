@@ -1,8 +1,11 @@
 //! Law: what a client was told is done is on the disks of a quorum at that moment, and stays.
 //!
-//! - When a member acknowledges a request, a quorum holds that very entry durably.
+//! - When a member acknowledges a request, a quorum of the voters then holds that very entry durably, or a state that
+//!   stands in for it.
 //! - A member that starts again finds what it had reported durable, or more of what was on its way: never less.
 //! - Whoever becomes leader has every acknowledged entry.
+use std::collections::BTreeMap;
+
 use detcd_core::event::{NodeEvent, Role};
 
 use super::{
@@ -15,7 +18,9 @@ use crate::history::{Event, NodeNumber, Stamped};
 
 pub struct Durability {
     case: Case,
-    voters: usize,
+    /// Whoever had a say, by the index from which on; until it is told, all the nodes that there are.
+    configurations: BTreeMap<u64, Vec<u64>>,
+    nodes: usize,
     members: Vec<Member>,
     /// By index, from 1 at place 0; entries nobody acknowledged are not told.
     acknowledged: Vec<Option<Stamp>>,
@@ -23,19 +28,27 @@ pub struct Durability {
 
 #[derive(Default)]
 struct Member {
+    id: u64,
     log: MemberLog,
     /// So many entries of its log hold all that was acknowledged among them.
     checked: usize,
 }
 
 impl Durability {
-    pub fn new(voters: usize) -> Durability {
-        Durability { case: Case::default(), voters, members: Vec::new(), acknowledged: Vec::new() }
+    pub fn new(nodes: usize) -> Durability {
+        let configurations = BTreeMap::new();
+        Durability { case: Case::default(), configurations, nodes, members: Vec::new(), acknowledged: Vec::new() }
     }
 
-    /// How many must hold an entry. Once membership changes, it is the configuration at that index that counts.
-    fn quorum(&self, _index: u64) -> usize {
-        self.voters / 2 + 1
+    /// Whether these members, by id, suffice for an entry to be committed. A change and the entries behind it may be
+    /// committed at once, by those who had a say before it: the change takes effect when it is applied.
+    fn is_quorum(&self, index: u64, holders: &[u64]) -> bool {
+        let most = |voters: &Vec<u64>| voters.iter().filter(|id| holders.contains(id)).count() > voters.len() / 2;
+        let mut in_force = self.configurations.range(..=index).rev().take(2).peekable();
+        match in_force.peek() {
+            Some(_) => in_force.any(|(_, voters)| most(voters)),
+            None => holders.len() > self.nodes / 2,
+        }
     }
 }
 
@@ -45,11 +58,13 @@ impl Law for Durability {
     }
 
     fn observe(&mut self, event: &Stamped) {
-        if let Event::Node { node, event: what } = &event.event
-            && !self.case.is_closed()
-        {
-            let finding = self.look(event.sequence, *node, what);
-            self.case.take(finding);
+        match &event.event {
+            Event::Started { node, member } => of_node(&mut self.members, *node).id = *member,
+            Event::Node { node, event: what } if !self.case.is_closed() => {
+                let finding = self.look(event.sequence, *node, what);
+                self.case.take(finding);
+            }
+            _ => {}
         }
     }
 
@@ -66,6 +81,16 @@ impl Durability {
                 let stamp = member.log.stamp(index.0, term.0, hash);
                 member.log.append(index.0, stamp);
                 member.checked = member.checked.min(index.0 as usize - 1);
+                Ok(())
+            }
+            NodeEvent::LogRestarted { index, .. } => {
+                member.log.restart(index.0);
+                member.checked = 0;
+                Ok(())
+            }
+            NodeEvent::ConfigurationApplied { index, ref voters, valid: true, .. } => {
+                let voters = voters.iter().map(|id| id.0).collect();
+                self.configurations.entry(index.0).or_insert(voters);
                 Ok(())
             }
             NodeEvent::PersistStarted { persist, term, vote, .. } => {
@@ -109,16 +134,19 @@ impl Durability {
             let got = format!("its log ends at {}", self.members[node.0].log.memory.len());
             return Err(Violation::new(sequence, subject(), format!("entry {index} in its log"), got).at_index(index));
         };
-        let mut holders = 0;
+        let mut holders = Vec::new();
         for member in &mut self.members {
-            holders += usize::from(member.log.durable.get(at).is_some_and(|held| held.agrees(stamp)));
+            if member.log.durable.get(at).is_some_and(|held| held.agrees(stamp)) {
+                holders.push(member.id);
+            }
             member.checked = member.checked.min(at);
         }
-        if holders < self.quorum(index) {
-            let expected = format!("entry {index} of term {} durable on {} members", stamp.term, self.quorum(index));
+        if !self.is_quorum(index, &holders) {
+            let expected = format!("entry {index} of term {} durable on a quorum of the voters", stamp.term);
             let holds = |member: &Member| member.log.durable.get(at).map_or(0, |held| held.term);
             let terms = (1..self.members.len()).map(|node| format!("n{node}: {}", holds(&self.members[node])));
             let terms = terms.collect::<Vec<_>>().join(", ");
+            let holders = holders.iter().map(|id| format!("{id:x}")).collect::<Vec<_>>().join(" ");
             let got = format!("it is on {holders}; what is durable there is of these terms: {terms}");
             return Err(Violation::new(sequence, subject(), expected, got).at_index(index));
         }

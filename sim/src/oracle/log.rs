@@ -59,6 +59,7 @@ pub struct MemberLog {
 #[derive(Debug)]
 enum Record {
     Entry { index: u64, stamp: Stamp },
+    Restart { index: u64 },
     Batch { persist: u64, promise: Promise },
 }
 
@@ -77,6 +78,12 @@ impl MemberLog {
     pub fn append(&mut self, index: u64, stamp: Stamp) {
         place(&mut self.memory, index, stamp);
         self.pending.push_back(Record::Entry { index, stamp });
+    }
+
+    /// A state stands in for the log up to here: what was committed there, whatever that was.
+    pub fn restart(&mut self, index: u64) {
+        self.memory = vec![Stamp::UNKNOWN; index as usize];
+        self.pending.push_back(Record::Restart { index });
     }
 
     pub fn persist(&mut self, persist: u64, promise: Promise) {
@@ -131,8 +138,10 @@ impl MemberLog {
                 }
             }
             let Some(record) = pending.next() else { return found };
-            if let Record::Entry { index, .. } = record {
-                changed_from = changed_from.min(index as usize - 1);
+            match record {
+                Record::Entry { index, .. } => changed_from = changed_from.min(index as usize - 1),
+                Record::Restart { .. } => changed_from = 0,
+                Record::Batch { .. } => {}
             }
             redo(record, &mut log, &mut kept);
         }
@@ -142,6 +151,7 @@ impl MemberLog {
 fn redo(record: Record, log: &mut Vec<Stamp>, kept: &mut Promise) {
     match record {
         Record::Entry { index, stamp } => place(log, index, stamp),
+        Record::Restart { index } => *log = vec![Stamp::UNKNOWN; index as usize],
         Record::Batch { promise, .. } => *kept = promise,
     }
 }
@@ -195,6 +205,22 @@ mod tests {
         check(FIRST, 4, None);
         check(Promise { term: 2, vote: 0 }, 6, None);
         check(Promise { term: 0, vote: 0 }, 0, None);
+    }
+
+    #[test]
+    fn a_state_takes_the_logs_place_with_its_batch_or_not_at_all() {
+        #[track_caller]
+        fn check(promise: Promise, last: u64, fits: bool) {
+            let mut log = log();
+            log.restart(9);
+            append(&mut log, 10, 3);
+            log.persist(3, Promise { term: 3, vote: 0 });
+            assert_eq!(log.recover(promise, last), fits);
+        }
+        check(SECOND, 6, true);
+        check(Promise { term: 3, vote: 0 }, 10, true);
+        check(Promise { term: 3, vote: 0 }, 6, false);
+        check(SECOND, 4, false);
     }
 
     #[test]

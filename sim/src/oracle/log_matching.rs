@@ -59,12 +59,16 @@ impl LogMatching {
         match *what {
             NodeEvent::Appended { index, term, hash } => return self.appended(sequence, node, index.0, term.0, hash),
             NodeEvent::Committed { index } => return self.committed(sequence, node, index.0),
+            NodeEvent::LogRestarted { index, .. } => {
+                member.log.restart(index.0);
+                member.checked = 0;
+            }
             NodeEvent::PersistStarted { persist, term, vote, .. } => {
                 member.log.persist(persist.0, Promise { term: term.0, vote: vote.0 });
             }
             NodeEvent::Persisted { persist } => member.log.persisted(persist.0),
             NodeEvent::RoleChanged { role, term, .. } => member.leads = (role == Role::Leader).then_some(term.0),
-            NodeEvent::Recovered { term, vote, commit, last } => {
+            NodeEvent::Recovered { term, vote, commit, last, .. } => {
                 // What it lost is another law's business.
                 let _ = member.log.recover(Promise { term: term.0, vote: vote.0 }, last.0);
                 (member.leads, member.commit, member.checked) = (None, commit.0, 0);

@@ -102,8 +102,17 @@ impl Recovery {
             Event::Node { node, event: NodeEvent::RoleChanged { role, .. } } => {
                 of_node(&mut self.members, *node).leads = *role == Role::Leader;
             }
-            Event::Node { node, event: NodeEvent::Applied { index, .. } } => {
+            Event::Node {
+                node,
+                event:
+                    NodeEvent::Applied { index, .. }
+                    | NodeEvent::SnapshotInstalled { index, .. }
+                    | NodeEvent::Recovered { applied: index, .. },
+            } => {
                 of_node(&mut self.members, *node).applied = index.0;
+            }
+            Event::Node { event: NodeEvent::ConfigurationApplied { voters, valid: true, .. }, .. } => {
+                self.voters = voters.len();
             }
             Event::Fault { on, .. } => {
                 self.faults_on = if *on { self.faults_on + 1 } else { self.faults_on.saturating_sub(1) };

@@ -95,7 +95,13 @@ impl Serializable {
                 member.incarnation += 1;
                 member.answered = Floor(0, OpId(0));
             }
-            Event::Node { node, event: NodeEvent::Applied { revision, .. } } => {
+            Event::Node {
+                node,
+                event:
+                    NodeEvent::Applied { revision, .. }
+                    | NodeEvent::SnapshotInstalled { revision, .. }
+                    | NodeEvent::Recovered { revision, .. },
+            } => {
                 let member = of_node(&mut self.members, *node);
                 member.applied = member.applied.max(revision.0);
             }

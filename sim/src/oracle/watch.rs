@@ -83,7 +83,13 @@ impl Watch {
     fn look(&mut self, event: &Stamped) -> Finding {
         match &event.event {
             Event::Watch { watcher, what } => self.watched(event, *watcher, what),
-            Event::Node { node, event: NodeEvent::Applied { revision, .. } } => {
+            Event::Node {
+                node,
+                event:
+                    NodeEvent::Applied { revision, .. }
+                    | NodeEvent::SnapshotInstalled { revision, .. }
+                    | NodeEvent::Recovered { revision, .. },
+            } => {
                 of_node(&mut self.members, *node).applied(event.at, revision.0);
                 Ok(())
             }

@@ -14,6 +14,7 @@ pub(crate) mod tests;
 
 use std::{fs, io, path::Path};
 
+use detcd_core::limits::{CHECKPOINT_BYTES, TAIL_BYTES};
 use toml::de::DeTable;
 
 use self::{
@@ -50,6 +51,10 @@ pub struct Cluster {
     pub heartbeat_ms: u64,
     pub election_ms: u64,
     pub segment_bytes: u64,
+    /// See [`detcd_node::config::Config::checkpoint_bytes`].
+    pub checkpoint_bytes: u64,
+    /// See [`detcd_node::config::Config::tail_bytes`].
+    pub tail_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,6 +180,20 @@ const NODE_EVENTS: &[&str] = &[
     "disk_stalled",
     "serving",
     "stopped",
+    "log_restarted",
+    "configuration_applied",
+    "snapshot_installed",
+    "snapshot_sent",
+    "snapshot_reported",
+    "snapshot_received",
+    "snapshot_rejected",
+    "log_cut",
+    "checkpoint_started",
+    "checkpoint_done",
+    "checkpoint_dropped",
+    "segment_removed",
+    "handing_over",
+    "removed",
 ];
 
 const COUNT_MAX: u64 = 1_000_000_000;
@@ -287,7 +306,13 @@ impl Cluster {
         }
         let segment_doc = "the size at which the log goes over to a new segment, in bytes";
         let segment_bytes = fields.number("segment_bytes", segment_doc, 4_096..=64_000_000, 64_000_000);
-        Cluster { nodes, heartbeat_ms, election_ms, segment_bytes }
+        let checkpoint_doc =
+            "a checkpoint is due when the log since the last one is larger than this and than half the state, in bytes";
+        let checkpoint_bytes =
+            fields.number("checkpoint_bytes", checkpoint_doc, 512..=CHECKPOINT_BYTES, CHECKPOINT_BYTES);
+        let tail_doc = "applied entries that are kept in memory for followers a little behind, in bytes";
+        let tail_bytes = fields.number("tail_bytes", tail_doc, 64..=TAIL_BYTES, TAIL_BYTES);
+        Cluster { nodes, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes }
     }
 }
 

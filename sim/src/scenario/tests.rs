@@ -80,7 +80,7 @@ fn mistakes_of_one_field() {
     [cluster]
     nodes = 3
     node = 4
-    x.toml:5: cluster.node: unknown field; one of nodes, heartbeat_ms, election_ms, segment_bytes
+    x.toml:5: cluster.node: unknown field; one of nodes, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
 
     cluster.nodes = 8
     x.toml:2: cluster.nodes = 8: expected a whole number from 1 to 7
@@ -164,7 +164,7 @@ fn mistakes_that_take_two_fields() {
     x.toml:2: expect.must_fire = ['kill']: there is no nemesis "kill"; expected nothing
 
     expect.must_reach = ['disc_stalled']
-    x.toml:2: expect.must_reach = ['disc_stalled']: there is no event "disc_stalled"; expected some of recovered, role_changed, proposed, appended, persist_started, persisted, sent, received, committed, applied, acknowledged, refused, read_confirmed, segment_started, peer_connected, peer_lost, disk_stalled, serving, stopped
+    x.toml:2: expect.must_reach = ['disc_stalled']: there is no event "disc_stalled"; expected some of recovered, role_changed, proposed, appended, persist_started, persisted, sent, received, committed, applied, acknowledged, refused, read_confirmed, segment_started, peer_connected, peer_lost, disk_stalled, serving, stopped, log_restarted, configuration_applied, snapshot_installed, snapshot_sent, snapshot_reported, snapshot_received, snapshot_rejected, log_cut, checkpoint_started, checkpoint_done, checkpoint_dropped, segment_removed, handing_over, removed
 
     laws.recovery_ms = 16_000
     x.toml:2: laws.recovery_ms = 16_000: expected at most settle_ms = 15000
@@ -340,7 +340,7 @@ fn all_mistakes_are_told_at_once() {
     x.toml:2: claim = "Whatever": expected one sentence that ends with a full stop
     x.toml:3: run_ms = "long": expected a whole number from 60000 to 86400000
     x.toml:6: cluster.nodes = 9: expected a whole number from 1 to 7
-    x.toml:7: cluster.heart: unknown field; one of nodes, heartbeat_ms, election_ms, segment_bytes
+    x.toml:7: cluster.heart: unknown field; one of nodes, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
     x.toml:11: nemesis.on = "everyone": unknown; one of leader, follower, any, all, rolling, n1, n2, n3, n4, n5, n6, n7
     x.toml:13: nemesis.for_ms = 0: expected a whole number from 1 to 3600000, or [least, most]
     x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump

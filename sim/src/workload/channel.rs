@@ -13,7 +13,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use tonic::body::Body;
 
-use crate::{history::NodeNumber, world::cluster::client_address};
+use crate::{history::NodeNumber, world::cluster::client_url};
 
 pub type ChannelError = Box<dyn Error + Send + Sync>;
 
@@ -25,7 +25,7 @@ pub struct Channel {
 impl Channel {
     pub async fn connect(net: &dyn Net, node: NodeNumber, within: Duration) -> Result<Channel, ChannelError> {
         let connect = async {
-            let io = net.connect(Role::Client, &client_address(node)).await?;
+            let io = net.connect(Role::Client, &client_url(node)).await?;
             let (sender, connection) = http2::Builder::new(Spawner).handshake(TokioIo::new(io)).await?;
             Ok::<_, ChannelError>((sender, connection))
         };
@@ -37,7 +37,7 @@ impl Channel {
     }
 
     pub fn origin(node: NodeNumber) -> http::Uri {
-        format!("http://{}", client_address(node)).parse().expect("an address")
+        client_url(node).parse().expect("a URL")
     }
 }
 

@@ -42,6 +42,8 @@ pub struct ClusterOptions {
     pub heartbeat_ms: u64,
     pub election_ms: u64,
     pub segment_bytes: u64,
+    pub checkpoint_bytes: u64,
+    pub tail_bytes: u64,
     pub drift_ppm_max: u32,
 }
 
@@ -84,8 +86,8 @@ pub fn client_ip(client: u64) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 1, client as u8))
 }
 
-pub fn client_address(number: NodeNumber) -> String {
-    format!("{}:2379", node_ip(number.0))
+pub fn client_url(number: NodeNumber) -> String {
+    format!("http://{}:2379", node_ip(number.0))
 }
 
 impl Cluster {
@@ -228,16 +230,17 @@ fn founder(number: NodeNumber) -> Founder {
 }
 
 fn config(number: NodeNumber, options: &ClusterOptions, founders: &[Founder]) -> Config {
-    let ip = node_ip(number.0);
     Config {
-        listen_client: vec![format!("{ip}:2379")],
-        listen_peer: vec![format!("{ip}:2380")],
-        advertise_client_urls: vec![format!("http://{ip}:2379")],
+        listen_client_urls: vec![client_url(number)],
+        listen_peer_urls: founder(number).peer_urls,
+        advertise_client_urls: vec![client_url(number)],
         advertise_peer_urls: founder(number).peer_urls,
         initial_cluster: founders.to_vec(),
         heartbeat_ms: options.heartbeat_ms,
         election_ms: options.election_ms,
         segment_bytes: options.segment_bytes,
+        checkpoint_bytes: options.checkpoint_bytes,
+        tail_bytes: options.tail_bytes,
         ..Config::new(&number.to_string(), "/data")
     }
 }

@@ -7,26 +7,49 @@
 //! An operation is queued when it is called, one queue a file and one for all directories, and takes effect when its
 //! time has come, whether or not somebody awaits it.
 //!
+//! It fails in every way that real ones do, each at its own place: `faults.rs` has errors, lies and delays, `space.rs`
+//! the full disk, `damage.rs` rot and harm, `astray.rs` misdirected writes, `image.rs` disks that are swapped, and
+//! `crash.rs` a power loss at any chosen step. What each has done counts in [`DiskStats`].
+//!
 //! Invariants:
-//! - What a sync acknowledged survives every power loss, unless the disk was told to lie.
+//! - What a sync acknowledged survives every power loss, unless the disk was told to lie, to misdirect it or to damage
+//!   it, or a sync before it failed: what that one was to write stays unsynced.
 //! - Operations of one queue take effect in the order of their calls.
+//! - An operation meets the faults that are armed when it takes effect.
 //! - The observer hears of an effect when somebody looks, in the order of the effects of each queue; no lock is held,
 //!   so it may strike back at once.
+mod astray;
 mod content;
+mod crash;
+mod damage;
+mod extents;
+mod faults;
 mod handle;
+mod image;
+mod layer;
 mod queue;
+mod report;
+mod space;
 mod sparse;
 mod state;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod work;
 
 use std::{io, mem, path::Path, sync::Arc, time::Duration};
 
 use detcd_node::host::Disk;
 use parking_lot::Mutex;
 
-pub use self::content::SECTOR;
+pub use self::{
+    crash::{Step, Unsynced},
+    damage::{Rot, Rotted},
+    faults::{Io, Lasting, Paths},
+    image::Image,
+    layer::{BLOCK, SECTOR},
+    report::{DiskObserver, DiskOp, DiskStats},
+};
 use self::{handle::DiskHandle, state::State};
 use super::clock::{Delay, SimTime};
 use crate::seed::{Rng, Seed};
@@ -56,83 +79,6 @@ impl Default for DiskTiming {
     }
 }
 
-/// What the disk did. Every fault counts here, so that a run can prove that it fired.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DiskStats {
-    pub reads: u64,
-    pub writes: u64,
-    /// Of files and directories.
-    pub syncs: u64,
-    pub bytes_read: u64,
-    pub bytes_written: u64,
-    /// Operations that a stall held up.
-    pub stalled_ops: u64,
-    pub slowed_syncs: u64,
-    /// Syncs that returned `Ok` and did nothing.
-    pub lied_syncs: u64,
-    pub kills: u64,
-    pub power_losses: u64,
-    /// Operations in flight when a fence fell.
-    pub aborted_ops: u64,
-    /// Sectors that a power loss did not keep as they were last written.
-    pub sectors_lost: u64,
-    /// Creates, renames and removes that a power loss undid.
-    pub entries_lost: u64,
-}
-
-/// What happened on a disk. Offsets and lengths in bytes; `hash` is the xxh3 of the data.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskOp {
-    Created {
-        path: Arc<str>,
-    },
-    Written {
-        path: Arc<str>,
-        offset: u64,
-        len: u64,
-        hash: u64,
-    },
-    Resized {
-        path: Arc<str>,
-        len: u64,
-    },
-    /// A sync was called; it covers the writes that were called before it.
-    SyncCalled {
-        path: Arc<str>,
-    },
-    /// It took effect and is about to be acknowledged.
-    Synced {
-        path: Arc<str>,
-    },
-    DirsCreated {
-        path: Arc<str>,
-    },
-    Renamed {
-        from: Arc<str>,
-        to: Arc<str>,
-    },
-    Removed {
-        path: Arc<str>,
-    },
-    DirSynced {
-        path: Arc<str>,
-    },
-    Killed,
-    PowerLost {
-        sectors: u64,
-        entries: u64,
-    },
-}
-
-pub trait DiskObserver: Send + Sync + 'static {
-    fn disk(&self, node: u64, what: DiskOp);
-}
-
-/// For whoever does not want to know.
-impl DiskObserver for () {
-    fn disk(&self, _: u64, _: DiskOp) {}
-}
-
 /// One node's disk. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct SimDisk(Arc<Shared>);
@@ -145,22 +91,24 @@ struct Shared {
 }
 
 impl Shared {
-    /// Runs `f` on the state as of now, then tells the observer what came of it.
+    /// Runs `f` on the state as of now, then tells the observer what came of it, then calls whom a crash calls.
     fn with<R>(&self, f: impl FnOnce(&mut State, Duration) -> R) -> R {
-        let (result, notes) = {
+        let (result, notes, then) = {
             let mut state = self.state.lock();
             let result = f(&mut state, self.time.now());
-            (result, mem::take(&mut state.notes))
+            (result, mem::take(&mut state.notes), mem::take(&mut state.then))
         };
         for note in notes {
             self.observer.disk(self.node, note);
         }
+        then.into_iter().for_each(|then| then());
         result
     }
 }
 
 impl SimDisk {
-    /// An empty disk. `seed` decides how long its operations take, and nothing else.
+    /// An empty disk. `seed` decides how long its operations take and how much of a failed write is done, and nothing
+    /// else.
     pub fn new(node: u64, time: SimTime, timing: DiskTiming, seed: Seed, observer: Arc<dyn DiskObserver>) -> SimDisk {
         let state = Mutex::new(State::new(timing, seed));
         SimDisk(Arc::new(Shared { node, time, observer, state }))
@@ -169,6 +117,7 @@ impl SimDisk {
     /// The disk for a new process. Whatever an earlier one still holds is dead; what it had called is done.
     pub fn fresh(&self) -> Arc<dyn Disk> {
         let epoch = self.0.with(|state, _| {
+            state.decide_crash();
             state.fence(|in_flight| in_flight);
             state.epoch
         });
@@ -184,21 +133,6 @@ impl SimDisk {
     /// The machine dies: any part of what was not synced is lost, and the process's handles with it.
     pub fn power_loss(&self, rng: &mut impl Rng) {
         self.0.with(|state, now| state.power_loss(now, rng));
-    }
-
-    /// Writes and syncs, those in flight too, are not done before this time. An earlier one ends the stall.
-    pub fn stall(&self, until: Duration) {
-        self.0.with(|state, now| state.stall(until.max(now), now));
-    }
-
-    /// Syncs called from now on take `factor` times as long, and `extra` more. `(1, ZERO)` is normal.
-    pub fn slow_sync(&self, factor: u32, extra: Duration) {
-        self.0.with(|state, _| state.faults.slow_sync(factor, extra));
-    }
-
-    /// While it lies, a sync returns `Ok` and makes nothing durable.
-    pub fn lie(&self, lying: bool) {
-        self.0.with(|state, _| state.faults.lie(lying));
     }
 
     pub fn set_timing(&self, timing: DiskTiming) {

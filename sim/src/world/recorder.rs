@@ -184,6 +184,16 @@ impl DiskObserver for Recorder {
             DiskOp::DirSynced { path } => record.seam("dir_synced", node, path),
             DiskOp::Killed => record.seam("disk_killed", node, &()),
             DiskOp::PowerLost { sectors, entries } => record.seam("power_lost", node, &(sectors, entries)),
+            DiskOp::SyncFailed { path } => record.seam("sync_failed", node, path),
+            DiskOp::Crashed { point, before, step } => record.seam("disk_crashed", node, &(point, before, step)),
+            DiskOp::Misdirected { path, offset, to, to_offset, len, hash } => {
+                record.seam("misdirected", node, &(path, offset, to, to_offset, len, hash));
+            }
+            DiskOp::Damaged { path, offset, len, hash } => record.seam("damaged", node, &(path, offset, len, hash)),
+            DiskOp::Truncated { path, len } => record.seam("truncated", node, &(path, len)),
+            DiskOp::Vanished { path } => record.seam("vanished", node, path),
+            DiskOp::Broken { path, offset, len } => record.seam("broken", node, &(path, offset, len)),
+            DiskOp::Restored { digest } => record.seam("restored", node, digest),
         }
     }
 }

@@ -1,23 +1,39 @@
 //! The raft log in memory: what raft-rs reads back while the shell writes it to disk.
+//!
+//! Only a tail of the log is held. What comes before it is in the machine, whose state stands in for it: a follower
+//! that needs more than the tail gets the state instead.
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::{
     Error, GetEntriesContext, RaftState, Result, Storage, StorageError,
-    eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot},
+    eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata},
 };
 
-/// Invariants: entries are contiguous, the first follows `before`; terms never go down.
+/// Invariants: entries are contiguous, the first follows `before`; terms never go down; `bytes` are theirs.
 #[derive(Debug, Default)]
 pub struct Log {
-    /// The position right before the first entry: (0, 0), or where the log was cut.
+    /// The position right before the first entry, index and term: (0, 0), or where the log was cut.
     before: (u64, u64),
     entries: VecDeque<Slot>,
+    bytes: u64,
     pub hard_state: HardState,
     pub conf_state: ConfState,
+    /// What the machine has applied, index and term: a snapshot would be of this.
+    pub applied: (u64, u64),
 }
 
 impl Log {
+    /// An empty log that goes on after this index and term.
+    pub fn after(before: (u64, u64)) -> Log {
+        Log { before, applied: before, ..Log::default() }
+    }
+
+    /// Bytes of the entries that are held.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub fn last(&self) -> u64 {
         self.before.0 + self.entries.len() as u64
     }
@@ -30,12 +46,59 @@ impl Log {
     pub fn append(&mut self, entries: Vec<Entry>) {
         let Some(first) = entries.first().map(|entry| entry.index) else { return };
         assert!(first >= self.first() && first <= self.last() + 1, "{first} leaves a gap after {}", self.last());
-        self.entries.truncate((first - self.first()) as usize);
+        let kept = (first - self.first()) as usize;
+        self.bytes -= self.entries.iter().skip(kept).map(Slot::bytes).sum::<u64>();
+        self.entries.truncate(kept);
         // Grows by a quarter, not by doubling: this is most of what a busy node holds.
         if self.entries.len() + entries.len() > self.entries.capacity() {
             self.entries.reserve_exact(entries.len() + self.entries.len() / 4);
         }
-        self.entries.extend(entries.into_iter().map(Slot::from));
+        for entry in entries {
+            let slot = Slot::from(entry);
+            self.bytes += slot.bytes();
+            self.entries.push_back(slot);
+        }
+    }
+
+    /// Whether the entry at this index, which is held, asks for a change of the membership.
+    pub fn is_change(&self, index: u64) -> bool {
+        self.entries[(index - self.first()) as usize].kind == EntryType::EntryConfChange
+    }
+
+    /// Forgets everything: the log goes on after a snapshot.
+    pub fn restart_after(&mut self, metadata: &SnapshotMetadata) {
+        (self.before, self.entries, self.bytes) = ((metadata.index, metadata.term), VecDeque::new(), 0);
+        self.conf_state = metadata.get_conf_state().clone();
+    }
+
+    /// The last index that must go for the rest to fit into so many bytes; the position before the log if all fits.
+    pub fn overhang(&self, bytes_max: u64) -> u64 {
+        let (mut bytes, mut index) = (self.bytes, self.before.0);
+        for slot in &self.entries {
+            if bytes <= bytes_max {
+                break;
+            }
+            bytes -= slot.bytes();
+            index += 1;
+        }
+        index
+    }
+
+    /// Forgets the entries up to this one. Whether there was anything to forget.
+    pub fn cut(&mut self, index: u64) -> bool {
+        assert!(index <= self.applied.0, "entry {index} is not applied yet");
+        if index <= self.before.0 {
+            return false;
+        }
+        let count = (index - self.before.0) as usize;
+        let term = self.entries[count - 1].term;
+        self.bytes -= self.entries.drain(..count).map(|slot| slot.bytes()).sum::<u64>();
+        self.before = (index, term);
+        // What a burst needed is not kept for ever.
+        if self.entries.capacity() > 4 * self.entries.len() + 1_024 {
+            self.entries.shrink_to_fit();
+        }
+        true
     }
 }
 
@@ -55,6 +118,10 @@ impl From<Entry> for Slot {
 }
 
 impl Slot {
+    fn bytes(&self) -> u64 {
+        bytes_of(&self.data)
+    }
+
     fn entry(&self, index: u64) -> Entry {
         let mut entry = Entry::default();
         entry.set_entry_type(self.kind);
@@ -77,7 +144,7 @@ impl Storage for Log {
         let range = (low - self.first()) as usize..(high - self.first()) as usize;
         let mut size = 0;
         let slots = (low..).zip(self.entries.range(range)).take_while(|(index, slot)| {
-            size += bytes_of(&slot.data);
+            size += slot.bytes();
             *index == low || size <= max
         });
         Ok(slots.map(|(index, slot)| slot.entry(index)).collect())
@@ -102,9 +169,16 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    /// The log is never cut yet, so every follower can be fed from it.
+    /// Its metadata only: the state itself does not pass through raft-rs.
     fn snapshot(&self, _: u64, _: u64) -> Result<Snapshot> {
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+        if self.applied.0 == 0 {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = self.applied;
+        metadata.set_conf_state(self.conf_state.clone());
+        Ok(snapshot)
     }
 }
 
@@ -115,4 +189,51 @@ pub fn entry_bytes(entry: &Entry) -> u64 {
 
 fn bytes_of(data: &Bytes) -> u64 {
     data.len() as u64 + 24
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64, size: usize) -> Vec<Entry> {
+        indexes.map(|index| Entry { index, term, data: vec![0; size].into(), ..Entry::default() }).collect()
+    }
+
+    fn log() -> Log {
+        let mut log = Log::after((4, 2));
+        log.append(entries(5..=8, 2, 76)); // 100 bytes each
+        log.append(entries(7..=10, 3, 176)); // replaces two; 200 bytes each
+        log.applied = (9, 3);
+        log
+    }
+
+    #[test]
+    fn bytes_follow_what_is_replaced_and_cut() {
+        let mut log = log();
+        assert_eq!((log.bytes, log.last(), log.first()), (1_000, 10, 5));
+        assert_eq!([1_000, 999, 700, 1].map(|max| log.overhang(max)), [4, 5, 7, 10]);
+        assert!(log.cut(7));
+        assert_eq!((log.bytes, log.before, log.last()), (600, (7, 3), 10));
+        assert!(!log.cut(6));
+        assert_eq!(log.term(7), Ok(3));
+        assert_eq!(log.term(6), Err(Error::Store(StorageError::Compacted)));
+        log.append(entries(8..=8, 4, 0));
+        assert_eq!((log.bytes, log.last()), (24, 8));
+    }
+
+    #[test]
+    #[should_panic(expected = "entry 10 is not applied yet")]
+    fn what_is_not_applied_is_never_cut() {
+        log().cut(10);
+    }
+
+    #[test]
+    fn after_a_snapshot_nothing_of_before_is_left() {
+        let mut log = log();
+        let mut metadata = SnapshotMetadata { index: 20, term: 5, ..Default::default() };
+        metadata.mut_conf_state().voters = vec![1, 2];
+        log.restart_after(&metadata);
+        assert_eq!((log.bytes, log.first(), log.last(), log.term(20)), (0, 21, 20, Ok(5)));
+        assert_eq!(log.conf_state.voters, [1, 2]);
+    }
 }

@@ -2,7 +2,11 @@
 use protobuf::Message as _;
 use raft::eraftpb::{self, MessageType};
 
-use crate::types::{Index, MemberId, Term};
+use super::members;
+use crate::{
+    machine::membership::Configuration,
+    types::{Index, MemberId, Term},
+};
 
 /// A raft message. Opaque to the shell, which carries its bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +31,25 @@ impl Message {
 
     pub fn index(&self) -> Index {
         Index(self.0.index)
+    }
+
+    /// Up to where the state stands in for the log, if this is a snapshot.
+    pub fn snapshot_position(&self) -> Option<(Index, Term)> {
+        let metadata = self.0.get_snapshot().get_metadata();
+        let is_snapshot = self.0.msg_type == MessageType::MsgSnapshot && metadata.index > 0;
+        is_snapshot.then_some((Index(metadata.index), Term(metadata.term)))
+    }
+
+    /// What etcd wants in the place of the state, which goes another way: its old store.
+    pub fn set_snapshot_data(&mut self, data: Vec<u8>) {
+        self.0.mut_snapshot().data = data.into();
+    }
+
+    /// Whether this is a snapshot of just this position, with just these members.
+    pub fn is_snapshot_of(&self, index: Index, term: Term, configuration: &Configuration) -> bool {
+        let state = self.0.get_snapshot().get_metadata().get_conf_state();
+        let is_joint = !state.voters_outgoing.is_empty() || !state.learners_next.is_empty() || state.auto_leave;
+        self.snapshot_position() == Some((index, term)) && !is_joint && members::configuration(state) == *configuration
     }
 
     /// etcd's name of the message's type.

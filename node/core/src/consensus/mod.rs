@@ -9,30 +9,38 @@
 //! - Heartbeat answers and forwarded requests promise nothing but the term and the vote: they overtake entries that
 //!   are still on their way to disk, but not those.
 //! - Election timeouts depend on seed, member, term and how often the member stood, and on nothing else.
+//! - A member that waits for a snapshot to become durable stands for no election: raft-rs could not read what it would
+//!   have to look through.
+//! - Proposals that raft-rs would drop or empty in silence wait instead (`proposals.rs`), as far as there is room.
 mod appends;
 mod election;
 mod log;
+mod members;
 mod message;
+mod proposals;
+mod ready;
 
-use std::{collections::VecDeque, mem::take};
+use std::collections::VecDeque;
 
-use bytes::Bytes;
 use raft::{
-    Config, RawNode, StateRole,
-    eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, MessageType},
+    Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole,
+    eraftpb::{self, EntryType, MessageType},
 };
 
+pub use raft::eraftpb::Entry;
+
 pub use self::message::{Message, MessageError};
-use self::{election::ElectionTimer, log::Log};
+use self::{
+    election::ElectionTimer,
+    log::Log,
+    ready::{Held, Standing, Writing},
+};
 use crate::{
     event::{NodeEvent, Role},
     format::wal::HardState,
     limits,
-    machine::{
-        hash_bytes,
-        membership::{Change, Member},
-    },
-    replica::{Output, Persist},
+    machine::membership::Configuration,
+    replica::Output,
     types::{Index, MemberId, PersistId, Term},
 };
 
@@ -47,34 +55,20 @@ pub struct Timing {
     pub seed: u64,
 }
 
-/// A ready that waits for the disk.
-struct Held {
-    /// The batch that must be durable first.
-    until: PersistId,
-    /// raft-rs's number of the ready.
-    ready: u64,
-    messages: Vec<eraftpb::Message>,
-}
-
-/// A batch on its way to the disk.
-struct Writing {
-    persist: PersistId,
-    since_tick: u64,
-}
-
-/// What a ready brought for the machine.
-#[derive(Default)]
-pub struct Progress {
-    pub committed: Vec<Entry>,
-    /// Linearizable reads, by the context they were asked with, and the index from which they may be served.
-    pub reads: Vec<(Bytes, Index)>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Standing {
-    role: Role,
-    term: Term,
-    leader: MemberId,
+/// Where a member begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Start {
+    /// Durable with the log.
+    pub state: HardState,
+    /// The position right before the first entry.
+    pub before: (Index, Term),
+    pub entries: Vec<Entry>,
+    /// What the machine has applied already: `before`, or some entry after it.
+    pub applied: (Index, Term),
+    /// Who had a say then.
+    pub configuration: Configuration,
+    /// This member was removed by then.
+    pub removed: bool,
 }
 
 /// This member's disk forgot entries that it had told the leader it holds. Going on would break what was promised.
@@ -94,24 +88,48 @@ pub struct Consensus {
     writing: VecDeque<Writing>,
     persist: PersistId,
     durable: PersistId,
-    /// The newest term and vote handed to the disk, and the batch that holds them.
+    /// The last that was handed to the disk.
+    handed: HardState,
+    /// The newest term and vote among that, and the batch with which they are durable.
     promised: (Term, MemberId),
     vote: PersistId,
+    /// The newest commit index that becomes durable with a batch that is waited for, and that batch.
+    commit_synced: (Index, PersistId),
+    /// The batch with which it is durable that every change applied so far is committed.
+    change: PersistId,
     standing: Standing,
+    /// What happened since the last ready.
+    notes: Vec<NodeEvent>,
     commit: Index,
     /// Reads that followers asked before this leader's first commit; raft-rs would drop them.
     early_reads: Vec<eraftpb::Message>,
+    /// Proposals that cannot be taken right now.
+    deferred: VecDeque<eraftpb::Message>,
+    /// The last term in which this leader tried to hand over before its own removal.
+    handed_over_for: Option<u64>,
+    /// The batch with which the last snapshot that was taken in becomes durable, until it is.
+    installing: Option<PersistId>,
+    /// As leader: whom it heard of before it last began to count anew. raft-rs forgets them in that tick.
+    heard: Vec<u64>,
+    /// What was known to be committed at the start.
+    found: Index,
+    /// The index of this member's own removal, if no other member is known to know that it is committed.
+    untold: Option<Index>,
 }
 
 impl Consensus {
-    /// `entries` is the whole log, from index 1 on; `state` was durable with it.
-    pub fn new(id: MemberId, timing: &Timing, state: HardState, entries: Vec<Entry>) -> Consensus {
-        let mut log = Log::default();
+    pub fn new(id: MemberId, timing: &Timing, start: Start) -> Consensus {
+        let Start { state, before, entries, applied, configuration, removed } = start;
+        let mut log = Log::after((before.0.0, before.1.0));
         log.append(entries);
-        (log.hard_state.term, log.hard_state.vote, log.hard_state.commit) =
-            (state.term.0, state.vote.0, state.commit.0);
+        // The machine may be ahead of the commit index that is durable: what it applied was committed all the same.
+        let commit = state.commit.max(applied.0);
+        (log.hard_state.term, log.hard_state.vote, log.hard_state.commit) = (state.term.0, state.vote.0, commit.0);
+        log.conf_state = members::conf_state(&configuration);
+        log.applied = (applied.0.0, applied.1.0);
         let config = Config {
             id: id.0,
+            applied: applied.0.0,
             election_tick: timing.election,
             heartbeat_tick: timing.heartbeat,
             pre_vote: true,
@@ -133,13 +151,23 @@ impl Consensus {
             writing: VecDeque::new(),
             persist: PersistId(0),
             durable: PersistId(0),
+            handed: HardState { commit, ..state },
             promised: (state.term, state.vote),
             vote: PersistId(0),
+            commit_synced: (commit, PersistId(0)),
+            change: PersistId(0),
             standing: Standing { role: Role::Follower, term: state.term, leader: MemberId(0) },
-            commit: state.commit,
+            notes: Vec::new(),
+            commit,
             early_reads: Vec::new(),
+            deferred: VecDeque::new(),
+            handed_over_for: None,
+            installing: None,
+            heard: Vec::new(),
+            found: commit,
+            untold: removed.then_some(applied.0),
         };
-        consensus.timer.draw(&mut consensus.raft.raft);
+        consensus.moved();
         consensus
     }
 
@@ -169,6 +197,31 @@ impl Consensus {
         self.role() == Role::Leader && self.raft.raft.commit_to_current_term()
     }
 
+    /// Whether this member has a say, as far as it has applied the log.
+    pub fn is_voter(&self) -> bool {
+        self.raft.raft.promotable()
+    }
+
+    /// The batch with which a snapshot that was taken in becomes durable, while it is on its way.
+    pub fn installing(&self) -> Option<PersistId> {
+        self.installing
+    }
+
+    /// Whether it is durable that every change applied so far is committed.
+    pub fn changes_are_durable(&self) -> bool {
+        self.durable >= self.change
+    }
+
+    /// Whether this member was removed, and nobody else may know.
+    pub fn is_untold(&self) -> bool {
+        self.untold.is_some()
+    }
+
+    /// Whom leadership is on its way to.
+    pub fn transferee(&self) -> Option<MemberId> {
+        self.raft.raft.lead_transferee.map(MemberId)
+    }
+
     fn is_sole_voter(&self) -> bool {
         let voters = self.raft.raft.prs().conf().voters();
         voters.contains(self.raft.raft.id) && self.raft.raft.prs().is_singleton()
@@ -177,7 +230,10 @@ impl Consensus {
     /// One raft tick.
     pub fn tick(&mut self, out: &mut Vec<Output>) {
         self.ticks += 1;
-        if self.is_sole_voter() && self.role() != Role::Leader {
+        self.remember_heard();
+        if self.installing.is_some() {
+            // See the head of this module.
+        } else if self.is_sole_voter() && self.role() != Role::Leader {
             // Nobody to wait for. But raft-rs stops a sole voter that is elected over entries not yet durable.
             if self.writing.is_empty() {
                 self.raft.campaign().expect("a follower may always stand for election");
@@ -186,8 +242,18 @@ impl Consensus {
             self.raft.tick();
             self.timer.ticked(&self.raft.raft);
         }
+        self.moved();
         self.step_down_if_stalled(out);
-        self.timer.draw(&mut self.raft.raft);
+    }
+
+    fn remember_heard(&mut self) {
+        let raft = &self.raft.raft;
+        if raft.state != StateRole::Leader {
+            self.heard.clear();
+        } else if raft.election_elapsed + 1 >= raft.election_timeout() {
+            let heard = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
+            self.heard = heard.map(|(id, _)| *id).collect();
+        }
     }
 
     /// A leader that cannot write would keep its followers content and the cluster at a standstill.
@@ -196,8 +262,24 @@ impl Consensus {
         let stalled = self.ticks - oldest.since_tick;
         if self.role() == Role::Leader && !self.is_sole_voter() && stalled > self.timer.election() as u64 {
             out.push(Output::Note(NodeEvent::DiskStalled { since_ms: stalled * limits::HEARTBEAT_MS }));
-            let term = self.raft.raft.term;
-            self.raft.raft.become_follower(term, 0);
+            self.lead_no_more();
+        }
+    }
+
+    fn lead_no_more(&mut self) {
+        let term = self.raft.raft.term;
+        self.raft.raft.become_follower(term, 0);
+        self.moved();
+    }
+
+    /// After anything that may have changed the role.
+    fn moved(&mut self) {
+        self.timer.draw(&mut self.raft.raft);
+        let standing = Standing { role: self.role(), term: self.term(), leader: self.leader() };
+        if standing != self.standing {
+            self.standing = standing;
+            let Standing { role, term, leader } = standing;
+            self.notes.push(NodeEvent::RoleChanged { role, term, leader });
         }
     }
 
@@ -221,37 +303,27 @@ impl Consensus {
             }
             // raft-rs would acknowledge entries that it was not sent.
             MessageType::MsgAppend if !appends::is_contiguous(&message) => return Ok(()),
-            // Nobody sends snapshots yet, and raft-rs must not believe one that cannot be installed.
+            // A snapshot comes with its state, another way; raft-rs must not believe one that cannot be installed.
             MessageType::MsgSnapshot => return Ok(()),
-            MessageType::MsgTimeoutNow if self.is_sole_voter() && !self.writing.is_empty() => return Ok(()),
+            MessageType::MsgTimeoutNow
+                if self.installing.is_some() || (self.is_sole_voter() && !self.writing.is_empty()) =>
+            {
+                return Ok(());
+            }
             _ => {}
         }
         if message.entries.iter().any(|entry| entry.entry_type == EntryType::EntryConfChangeV2) {
             return Ok(()); // etcd's peers never send one, and it must not enter the log
         }
+        if message.msg_type == MessageType::MsgPropose {
+            self.take(message);
+            return Ok(());
+        }
+        self.heard_of_removal(&message);
         // What raft-rs refuses (a local message, an answer from a stranger) is the network's noise.
         let _ = self.raft.step(message);
-        self.timer.draw(&mut self.raft.raft);
+        self.moved();
         Ok(())
-    }
-
-    /// Whether [`Consensus::propose`] would take entries now: if not, they wait.
-    pub fn takes_proposals(&self) -> bool {
-        let raft = &self.raft.raft;
-        raft.leader_id != 0
-            && raft.lead_transferee.is_none()
-            && (raft.uncommitted_size() as u64) < limits::UNCOMMITTED_BYTES_MAX
-    }
-
-    /// Appends entries, or forwards them to the leader, where they may get lost.
-    pub fn propose(&mut self, entries: Vec<Entry>) {
-        assert!(self.takes_proposals());
-        let mut message = eraftpb::Message::default();
-        message.set_msg_type(MessageType::MsgPropose);
-        message.from = self.raft.raft.id;
-        message.entries = entries.into();
-        // A leader that is no longer a member drops them: to the caller as if they had been lost on the way.
-        let _ = self.raft.raft.step(message);
     }
 
     /// Asks for an index from which a read that begins now is linearizable. `context` must never have been used.
@@ -260,155 +332,57 @@ impl Consensus {
         self.raft.read_index(context);
     }
 
-    /// The disk holds this batch and all before it.
-    pub fn persisted(&mut self, persist: PersistId, out: &mut Vec<Output>) {
-        assert!(persist > self.durable && persist <= self.persist, "{persist} was never handed out, or twice");
-        self.durable = persist;
-        while self.writing.front().is_some_and(|writing| writing.persist <= persist) {
-            self.writing.pop_front();
+    /// A snapshot arrived, and its state is at hand. Whether it is taken in: its state replaces the machine's once the
+    /// batch that is handed out with it is durable. If not, this member needs none.
+    pub fn step_snapshot(&mut self, message: Message) -> bool {
+        let message = message.0;
+        let index = message.get_snapshot().get_metadata().index;
+        if message.to != self.raft.raft.id || message.msg_type != MessageType::MsgSnapshot {
+            return false;
         }
-        self.release(out);
+        let _ = self.raft.step(message);
+        self.moved();
+        self.raft.raft.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index)
     }
 
-    fn release(&mut self, out: &mut Vec<Output>) {
-        let mut ready = None;
-        while self.held.front().is_some_and(|held| held.until <= self.durable) {
-            let held = self.held.pop_front().expect("just seen");
-            ready = Some(held.ready);
-            send(held.messages, out);
-        }
-        if let Some(ready) = ready {
-            self.raft.on_persist_ready(ready);
-        }
+    /// The snapshot that was sent to this member arrived there, or did not.
+    pub fn snapshot_sent(&mut self, to: MemberId, delivered: bool) {
+        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raft.report_snapshot(to.0, status);
     }
 
-    /// Takes the next piece of work out of raft; `None` when there is none.
-    pub fn advance(&mut self, out: &mut Vec<Output>) -> Option<Progress> {
-        self.answer_early_reads();
-        if !self.raft.has_ready() {
+    /// The machine has applied everything up to here, entry by entry or by taking over a snapshot's state.
+    pub fn applied(&mut self, index: Index, term: Term) {
+        self.raft.advance_apply_to(index.0);
+        self.raft.mut_store().applied = (index.0, term.0);
+    }
+
+    /// Forgets the log up to where the rest fits into so many bytes. As leader it keeps, up to `held_bytes`, what a
+    /// follower that is alive still needs. Where the log begins now, if it was cut.
+    pub fn cut(&mut self, tail_bytes: u64, held_bytes: u64) -> Option<Index> {
+        let raft = &self.raft.raft;
+        let log = &raft.raft_log.store;
+        // Not a little at every step.
+        if log.bytes() <= tail_bytes + tail_bytes / 4 {
             return None;
         }
-        let mut ready = self.raft.ready();
-        let reads = ready.take_read_states().into_iter();
-        let reads = reads.map(|read| (Bytes::from(read.request_ctx), Index(read.index))).collect();
-        send(ready.take_messages(), out);
-        self.persist(&mut ready, out);
-        let mut messages = ready.take_persisted_messages();
-        if self.durable >= self.vote {
-            let free = |message: &eraftpb::Message| {
-                use MessageType::{MsgHeartbeatResponse, MsgPropose, MsgReadIndex};
-                matches!(message.msg_type, MsgHeartbeatResponse | MsgPropose | MsgReadIndex)
-            };
-            let (overtaking, kept) = messages.into_iter().partition(free);
-            send(overtaking, out);
-            messages = kept;
+        let mut index = log.overhang(tail_bytes).min(log.applied.0);
+        if raft.state == StateRole::Leader {
+            let alive = |id, progress: &Progress| progress.recent_active || self.heard.contains(id);
+            let needed = raft.prs().iter().filter(|(id, progress)| **id != raft.id && alive(id, progress));
+            let needed = needed.map(|(_, progress)| match progress.state {
+                ProgressState::Snapshot => progress.pending_snapshot,
+                _ => progress.matched,
+            });
+            let at_least = log.overhang(held_bytes).min(log.applied.0);
+            index = needed.min().map_or(index, |needed| index.min(needed).max(at_least));
         }
-        let until = self.writing.back().map_or(PersistId(0), |writing| writing.persist);
-        self.held.push_back(Held { until, ready: ready.number(), messages });
-        let committed = ready.take_committed_entries();
-        self.raft.advance_append_async(ready);
-        self.note_standing(out);
-        self.release(out);
-        Some(Progress { committed, reads })
-    }
-
-    /// Hands what is new to the disk, and to the log in memory, where raft-rs reads it back.
-    fn persist(&mut self, ready: &mut raft::Ready, out: &mut Vec<Output>) {
-        let entries = ready.take_entries();
-        for entry in &entries {
-            let (index, term) = (Index(entry.index), Term(entry.term));
-            let hash = hash_bytes(&entry.data) ^ entry.entry_type as u64;
-            out.push(Output::Note(NodeEvent::Appended { index, term, hash }));
-        }
-        let hard_state = ready.hs().map(|state| HardState {
-            term: Term(state.term),
-            vote: MemberId(state.vote),
-            commit: Index(state.commit),
-        });
-        let log = self.raft.mut_store();
-        log.append(entries.clone());
-        if let Some(state) = ready.hs() {
-            log.hard_state = state.clone();
-        }
-        if entries.is_empty() && hard_state.is_none() {
-            return;
-        }
-        self.persist.0 += 1;
-        let sync = ready.must_sync();
-        if sync {
-            self.writing.push_back(Writing { persist: self.persist, since_tick: self.ticks });
-            if let Some(state) = hard_state
-                && (state.term, state.vote) != self.promised
-            {
-                self.promised = (state.term, state.vote);
-                self.vote = self.persist;
-            }
-        }
-        let (raft, last) = (&self.raft.raft, entries.last());
-        out.push(Output::Note(NodeEvent::PersistStarted {
-            persist: self.persist,
-            term: Term(raft.term),
-            vote: MemberId(raft.vote),
-            last: last.map(|entry| (Index(entry.index), Term(entry.term))),
-        }));
-        out.push(Output::Persist(Persist { id: self.persist, hard_state, entries, sync }));
-    }
-
-    /// The machine has applied everything up to here.
-    pub fn applied(&mut self, index: Index) {
-        self.raft.advance_apply_to(index.0);
-    }
-
-    /// Tells raft of a configuration entry that was applied, valid or not (`None`: it changes nothing).
-    pub fn change_applied(&mut self, change: Option<&Change>) {
-        let single = |kind, id: MemberId| {
-            let mut single = ConfChangeSingle::default();
-            single.set_change_type(kind);
-            single.node_id = id.0;
-            single
-        };
-        let change = match change {
-            Some(Change::Add(Member { id, is_learner: true, .. })) => single(ConfChangeType::AddLearnerNode, *id),
-            Some(Change::Add(member)) => single(ConfChangeType::AddNode, member.id),
-            Some(Change::Promote(id)) => single(ConfChangeType::AddNode, *id),
-            Some(Change::Remove(id)) => single(ConfChangeType::RemoveNode, *id),
-            // Nobody, which raft-rs takes for no change.
-            Some(Change::UpdatePeers(..)) | None => single(ConfChangeType::AddNode, MemberId(0)),
-        };
-        let mut changes = ConfChangeV2::default();
-        changes.mut_changes().push(change);
-        let state: ConfState = self.raft.apply_conf_change(&changes).expect("a single change of a valid configuration");
-        self.raft.mut_store().conf_state = state;
-        self.timer.draw(&mut self.raft.raft);
+        self.raft.mut_store().cut(index).then_some(Index(index))
     }
 
     /// The last attempts to send to this member failed.
     pub fn unreachable(&mut self, member: MemberId) {
         self.raft.report_unreachable(member.0);
-    }
-
-    fn answer_early_reads(&mut self) {
-        if self.role() != Role::Leader {
-            self.early_reads.clear(); // who asked asks again
-        } else if self.leads_with_commit() {
-            for message in take(&mut self.early_reads) {
-                let _ = self.raft.step(message);
-            }
-        }
-    }
-
-    fn note_standing(&mut self, out: &mut Vec<Output>) {
-        let standing = Standing { role: self.role(), term: self.term(), leader: self.leader() };
-        if standing != self.standing {
-            self.standing = standing;
-            let Standing { role, term, leader } = standing;
-            out.push(Output::Note(NodeEvent::RoleChanged { role, term, leader }));
-        }
-        let commit = self.committed();
-        if commit > self.commit {
-            self.commit = commit;
-            out.push(Output::Note(NodeEvent::Committed { index: commit }));
-        }
     }
 }
 
@@ -419,8 +393,4 @@ fn role(state: StateRole) -> Role {
         StateRole::Candidate => Role::Candidate,
         StateRole::Leader => Role::Leader,
     }
-}
-
-fn send(messages: Vec<eraftpb::Message>, out: &mut Vec<Output>) {
-    out.extend(appends::merge(messages).into_iter().map(|message| Output::Send(Message(message))));
 }

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 
-use crate::types::{ClusterId, MemberId};
+use crate::{
+    limits::LEARNERS_MAX,
+    types::{ClusterId, MemberId},
+};
 
 /// A member, in etcd's JSON form: as it stands in configuration entries and in etcd's files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,21 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Ve
 }
 
 impl Member {
+    /// A member added to a running cluster: its id follows from its URLs and the time, in seconds since 1970.
+    pub fn added(mut peer_urls: Vec<String>, is_learner: bool, unix_seconds: u64) -> Member {
+        peer_urls.sort();
+        let mut hash = Sha1::new();
+        peer_urls.iter().for_each(|url| hash.update(url));
+        hash.update(unix_seconds.to_string());
+        let id = MemberId(first_eight(hash));
+        Member { id, peer_urls, is_learner, name: String::new(), client_urls: Vec::new() }
+    }
+
+    /// Whether it has ever published itself.
+    pub fn is_started(&self) -> bool {
+        !self.name.is_empty()
+    }
+
     /// A founding member: its id follows from its URLs and the cluster's token, so all members derive the same.
     pub fn founding(name: &str, mut peer_urls: Vec<String>, token: &str) -> Member {
         peer_urls.sort();
@@ -74,6 +92,13 @@ fn first_eight(hash: Sha1) -> u64 {
     u64::from_be_bytes(bytes[..8].try_into().expect("a SHA-1 has 20 bytes"))
 }
 
+/// Who has a say, and who only listens. Ids ascend.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Configuration {
+    pub voters: Vec<MemberId>,
+    pub learners: Vec<MemberId>,
+}
+
 /// What a configuration entry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -96,6 +121,10 @@ pub enum ChangeError {
     UrlInUse(String),
     #[error("member {0} is no learner")]
     NotLearner(MemberId),
+    #[error("there are as many learners as there may be")]
+    TooManyLearners,
+    #[error("there must be a voter left")]
+    LastVoter,
 }
 
 /// Invariants: no id is both a member and removed; ids are never 0.
@@ -106,6 +135,22 @@ pub struct Membership {
 }
 
 impl Membership {
+    /// As it stands in etcd's files, which may hold anything.
+    pub fn restore(members: Vec<Member>, removed: BTreeSet<MemberId>) -> Result<Membership, ChangeError> {
+        let mut membership = Membership { members: BTreeMap::new(), removed };
+        for member in members {
+            let id = member.id;
+            if id == MemberId(0) {
+                return Err(ChangeError::Unknown(id));
+            } else if membership.removed.contains(&id) {
+                return Err(ChangeError::Removed(id));
+            } else if membership.members.insert(id, member).is_some() {
+                return Err(ChangeError::Exists(id));
+            }
+        }
+        Ok(membership)
+    }
+
     pub fn get(&self, id: MemberId) -> Option<&Member> {
         self.members.get(&id)
     }
@@ -120,6 +165,36 @@ impl Membership {
 
     pub fn is_removed(&self, id: MemberId) -> bool {
         self.removed.contains(&id)
+    }
+
+    pub fn configuration(&self) -> Configuration {
+        let (learners, voters): (Vec<_>, Vec<_>) = self.members.values().partition(|member| member.is_learner);
+        let ids = |members: Vec<&Member>| members.into_iter().map(|member| member.id).collect();
+        Configuration { voters: ids(voters), learners: ids(learners) }
+    }
+
+    pub fn voters(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(|member| !member.is_learner)
+    }
+
+    /// Whether enough voters have started to form a quorum once there is one more that has not. From one to two is
+    /// let through: there is no other way to grow.
+    pub fn could_gain_voter(&self) -> bool {
+        let (voters, started) = (self.voters().count(), self.voters().filter(|member| member.is_started()).count());
+        (voters, started) == (1, 1) || started > voters.div_ceil(2)
+    }
+
+    /// As [`Membership::could_gain_voter`], with a learner that becomes one: it counts as started.
+    pub fn could_promote(&self) -> bool {
+        let (voters, started) = (self.voters().count(), self.voters().filter(|member| member.is_started()).count());
+        started + 1 > voters.div_ceil(2)
+    }
+
+    /// Whether enough voters have started to form a quorum without this one. Never without the last.
+    pub fn could_lose_voter(&self, id: MemberId) -> bool {
+        let rest = || self.voters().filter(|member| member.id != id);
+        let (voters, started) = (rest().count(), rest().filter(|member| member.is_started()).count());
+        started > voters / 2
     }
 
     pub fn apply(&mut self, change: Change) -> Result<(), ChangeError> {
@@ -141,6 +216,10 @@ impl Membership {
                     return Err(ChangeError::Exists(member.id));
                 }
                 self.check_urls(member.id, &member.peer_urls)?;
+                let learners = self.members.values().filter(|member| member.is_learner).count();
+                if member.is_learner && learners >= LEARNERS_MAX {
+                    return Err(ChangeError::TooManyLearners);
+                }
                 self.members.insert(member.id, member);
             }
             Change::Promote(id) => {
@@ -153,6 +232,9 @@ impl Membership {
             }
             Change::Remove(id) => {
                 known(id)?;
+                if !self.voters().any(|member| member.id != id) {
+                    return Err(ChangeError::LastVoter);
+                }
                 self.members.remove(&id);
                 self.removed.insert(id);
             }
@@ -170,6 +252,16 @@ impl Membership {
         match others.flat_map(|member| &member.peer_urls).find(|url| urls.contains(url)) {
             Some(url) => Err(ChangeError::UrlInUse(url.clone())),
             None => Ok(()),
+        }
+    }
+
+    /// Members whose client URLs are missing here get name and client URLs from `other`: etcd 3.5 may keep what a
+    /// member published in its old store only. Of who belongs to the cluster nothing changes.
+    pub fn fill_attributes(&mut self, other: &Membership) {
+        for member in self.members.values_mut().filter(|member| member.client_urls.is_empty()) {
+            if let Some(other) = other.get(member.id).filter(|other| !other.client_urls.is_empty()) {
+                (member.name, member.client_urls) = (other.name.clone(), other.client_urls.clone());
+            }
         }
     }
 
@@ -216,8 +308,49 @@ mod tests {
         assert!(membership.get(id).unwrap().is_learner);
         membership.apply(Change::Promote(id)).unwrap();
         assert_eq!(membership.apply(Change::Promote(id)), Err(ChangeError::NotLearner(id)));
+        assert_eq!(membership.apply(Change::Remove(id)), Err(ChangeError::LastVoter));
+        let other = Member::founding("b", vec!["http://b:1".into()], "t");
+        membership.apply(Change::Add(other)).unwrap();
         membership.apply(Change::Remove(id)).unwrap();
         assert_eq!(membership.apply(Change::Add(member)), Err(ChangeError::Removed(id)));
         assert_eq!(membership.apply(Change::Remove(id)), Err(ChangeError::Removed(id)));
+    }
+
+    #[test]
+    fn a_quorum_of_started_voters_is_kept() {
+        /// Voters that have started, voters that have not, and a learner that has.
+        #[track_caller]
+        fn check(started: u64, unstarted: u64, gain: bool, lose_started: bool) {
+            let mut membership = Membership::default();
+            for number in 1..=started + unstarted {
+                let mut member = Member::founding("", vec![format!("http://m{number}:1")], "t");
+                member.id = MemberId(number);
+                member.name = if number <= started { "up".into() } else { String::new() };
+                membership.apply(Change::Add(member)).unwrap();
+            }
+            let mut learner = Member::added(vec!["http://learner:1".into()], true, 1_700_000_000);
+            (learner.id, learner.name) = (MemberId(99), "learner".into());
+            membership.apply(Change::Add(learner.clone())).unwrap();
+            learner.id = MemberId(100);
+            learner.peer_urls = vec!["http://other:1".into()];
+            assert_eq!(membership.apply(Change::Add(learner)), Err(ChangeError::TooManyLearners));
+            assert_eq!(membership.could_gain_voter(), gain);
+            assert!(membership.could_promote());
+            assert_eq!(membership.could_lose_voter(MemberId(1)), lose_started);
+        }
+        check(1, 0, true, false); // the last voter stays
+        check(1, 1, false, false);
+        check(2, 0, true, true);
+        check(2, 1, false, false);
+        check(3, 0, true, true);
+        check(3, 1, true, true);
+        check(3, 2, false, false);
+    }
+
+    #[test]
+    fn an_added_members_id_depends_on_its_urls_and_the_time() {
+        let id = |seconds| Member::added(vec!["http://b:1".into(), "http://a:1".into()], false, seconds).id;
+        assert_eq!(id(7), Member::added(vec!["http://a:1".into(), "http://b:1".into()], true, 7).id);
+        assert_ne!(id(7), id(8));
     }
 }

@@ -8,7 +8,9 @@
 //! - A command that is refused changes nothing, and is refused alike on every member.
 //! - `digest` depends on the effects of all entries so far and on nothing else: two members with the same applied
 //!   index have the same digest, or one of them is broken.
+pub mod backend;
 pub mod command;
+mod conf_state;
 mod digest;
 pub mod membership;
 mod txn;
@@ -18,12 +20,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use self::{
+    backend::KeptRows,
     command::{Command, CommandError},
     digest::Rolling,
     membership::{Change, ChangeError, Membership},
     txn::Apply,
 };
 pub use self::{
+    conf_state::to_raft,
     digest::hash_bytes,
     txn::{OpResponse, Response},
 };
@@ -41,9 +45,13 @@ pub struct Machine {
     pub membership: Arc<Membership>,
     /// The version all members agreed to behave as, such as "3.6.0"; not set in a cluster just founded.
     pub cluster_version: Option<Arc<str>>,
+    /// Rows of etcd's backend that mean nothing to this version, and go back into its files as they came.
+    kept: Arc<KeptRows>,
     applied: Index,
     applied_term: Term,
     digest: Digest,
+    /// Whether `digest` lacks the beginning of history: the machine was loaded from a file without a digest.
+    digest_cut: bool,
 }
 
 /// What applying one entry came to.
@@ -69,6 +77,12 @@ impl Machine {
 
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// Whether the digest covers history from the first entry on. If not, as after starting from a file that etcd
+    /// wrote, it covers what was applied since, and may only be compared with one that was cut at the same index.
+    pub fn digest_is_whole(&self) -> bool {
+        !self.digest_cut
     }
 
     /// Applies a normal entry. `serving` tells whether a given request is this member's to answer: only then need

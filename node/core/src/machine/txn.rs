@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use super::command::{Compare, Delete, Op, Operand, Put, Range, Relation, Txn};
+use super::membership::Membership;
 use crate::{
     error::Refusal,
     lease::Leases,
@@ -31,6 +32,8 @@ pub enum Response {
         id: LeaseId,
         ttl: i64,
     },
+    /// The membership after a change of it.
+    Members(Arc<Membership>),
     /// Done, and nothing to tell.
     Done,
 }

@@ -1,11 +1,8 @@
 //! Forgetting history, and the hash over what is left.
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
-use prost::Message;
-
 use super::{Position, Record, Store};
-use crate::{error::Refusal, proto::mvccpb, types::Revision};
+use crate::{error::Refusal, types::Revision};
 
 impl Store {
     /// Forgets what no read at `revision` or later can see: of each key its versions before the newest one up to
@@ -58,8 +55,11 @@ impl Store {
             let dead = record.is_tombstone() && record.modified() == self.compacted;
             !dead && (spare || !outdated.contains(&record.position))
         };
+        let mut value = Vec::new();
         Ok(rows().filter(counts).fold(crc32c::crc32c(b"key"), |crc, record| {
-            crc32c::crc32c_append(crc32c::crc32c_append(crc, &row_key(record)), &row_value(record))
+            value.clear();
+            record.put_row_value(&mut value);
+            crc32c::crc32c_append(crc32c::crc32c_append(crc, &record.row_key()), &value)
         }))
     }
 
@@ -73,40 +73,5 @@ impl Store {
             }
             !dead.contains(&record.key)
         })
-    }
-}
-
-/// The key under which etcd's backend stores a version: main, `_`, sub, and `t` for a deletion.
-pub fn row_key(record: &Record) -> Vec<u8> {
-    let mut key = Vec::with_capacity(18);
-    key.extend_from_slice(&{ record.position.main }.to_be_bytes());
-    key.push(b'_');
-    key.extend_from_slice(&i64::from(record.position.sub).to_be_bytes());
-    if record.is_tombstone() {
-        key.push(b't');
-    }
-    key
-}
-
-/// What etcd's backend stores there.
-pub fn row_value(record: &Record) -> Vec<u8> {
-    let kv = if record.is_tombstone() {
-        mvccpb::KeyValue { key: Bytes::copy_from_slice(&record.key), ..Default::default() }
-    } else {
-        record.to_proto()
-    };
-    kv.encode_to_vec()
-}
-
-impl Record {
-    pub fn to_proto(&self) -> mvccpb::KeyValue {
-        mvccpb::KeyValue {
-            key: Bytes::copy_from_slice(&self.key),
-            create_revision: self.created.0,
-            mod_revision: self.position.main,
-            version: self.version,
-            value: self.value.clone(),
-            lease: self.lease.0,
-        }
     }
 }

@@ -16,15 +16,19 @@
 //! - `keys` holds exactly the newest record of every key that `log` knows.
 //! - `compacted <= revision`; every record older than `compacted` is the newest of its key up to there.
 mod compact;
+mod load;
 mod range;
+mod row;
 mod write;
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 use imbl::OrdMap;
 
+pub use load::Loader;
 pub use range::{KeyRange, Order, RangeEnd, RangeOptions, RangeResult, SortTarget};
+pub use row::{RowKey, RowValue};
 pub use write::Writer;
 
 use crate::{
@@ -67,7 +71,12 @@ pub struct Record {
 
 impl Record {
     pub fn is_tombstone(&self) -> bool {
-        self.version == 0
+        self.version == 0 && !self.is_bump()
+    }
+
+    /// Whether it only moves the revision ahead: no client can write an empty key. See [`row`].
+    fn is_bump(&self) -> bool {
+        self.key.is_empty()
     }
 
     pub fn modified(&self) -> Revision {
@@ -130,6 +139,11 @@ impl Store {
     /// Every version from `first` on, in the order of history.
     pub fn history(&self, first: Revision) -> impl Iterator<Item = &Arc<Record>> {
         self.log.range(Position::start_of(first)..).map(|(_, record)| record)
+    }
+
+    /// Every version after `position`, in the order of history.
+    pub fn versions_after(&self, position: Position) -> impl Iterator<Item = &Arc<Record>> {
+        self.log.range((Bound::Excluded(position), Bound::Unbounded)).map(|(_, record)| record)
     }
 
     /// Whether `revision` can be read: 0 and below mean "now".

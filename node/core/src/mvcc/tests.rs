@@ -195,8 +195,8 @@ fn plain_hash(store: &Store, revision: Revision) -> u32 {
     };
     let mut bytes = b"key".to_vec();
     for row in rows.iter().filter(|row| counts(row)) {
-        bytes.extend(compact::row_key(row));
-        bytes.extend(compact::row_value(row));
+        bytes.extend_from_slice(&row.row_key());
+        row.put_row_value(&mut bytes);
     }
     crc32c::crc32c(&bytes)
 }

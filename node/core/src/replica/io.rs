@@ -10,9 +10,14 @@
 //!   memory until the next that has it.
 //! - A message may be dropped, doubled or delayed; if it is known to be dropped, [`Input::Unreachable`] says so. Only a
 //!   forwarded proposal must not be doubled: it would be replicated twice.
-//! - Every [`Input::Propose`] and [`Input::Read`] is answered exactly once, at the latest when its time is up
-//!   (ticks permitting) or at [`Input::Stop`].
-//! - After [`Output::Halt`] the replica must not be stepped again.
+//! - Every [`Input::Propose`], [`Input::Change`], [`Input::Transfer`] and [`Input::Read`] is answered exactly once, at the
+//!   latest when its time is up (ticks permitting) or when the replica stopped.
+//! - Every [`Output::SendSnapshot`] is followed by one [`Input::SnapshotSent`], whatever became of it: until then the
+//!   follower is sent nothing else.
+//! - The state that comes with [`Input::Snapshot`] is durable already, in a file of its index's. The batch that takes it
+//!   in ([`Persist::snapshot`]) puts that file into place; a state that is not needed is told by
+//!   [`Output::DropSnapshot`]. Until one or the other is done, the shell refuses another state of the same index.
+//! - After [`Output::Halt`], [`Output::Removed`] or [`Output::Stopped`] the replica must not be stepped again.
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 
@@ -21,7 +26,11 @@ use crate::{
     error::Refusal,
     event::NodeEvent,
     format::wal::HardState,
-    machine::{Response, command::Command},
+    machine::{
+        Machine, Response,
+        command::Command,
+        membership::{Configuration, Member},
+    },
     types::{Index, MemberId, Millis, PersistId, Revision, StreamId, Term, Ticket, TraceId},
     watch,
 };
@@ -38,6 +47,14 @@ pub enum Input {
     Unreachable(MemberId),
     /// A client wants something replicated.
     Propose(Proposal),
+    /// An operator wants the membership changed.
+    Change { ticket: Ticket, change: ChangeRequest, peers: Peers },
+    /// An operator wants another member to lead. Answered once it does.
+    Transfer { ticket: Ticket, to: MemberId },
+    /// A leader's snapshot message, and the state it is about.
+    Snapshot { message: Message, state: State },
+    /// The snapshot for this member arrived there, or did not.
+    SnapshotSent { to: MemberId, delivered: bool },
     /// A client wants to read what is current: answered once this member's state is.
     Read { ticket: Ticket },
     /// The disk holds this batch and all before it.
@@ -46,8 +63,44 @@ pub enum Input {
     Watch { stream: StreamId, request: watch::Request },
     /// The inbox is empty: do what the inputs since the last one call for.
     Settle,
-    /// The node is going down: refuse whoever waits.
+    /// The node is to go down: hand over leadership, refuse whoever waits, and say [`Output::Stopped`].
     Stop,
+}
+
+/// What an operator wants of the membership.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeRequest {
+    Add(Member),
+    /// Only the leader can tell whether the learner is ready: others refuse with "not leader".
+    Promote(MemberId),
+    Remove(MemberId),
+    UpdatePeers(MemberId, Vec<String>),
+}
+
+/// Which other members this one has a connection with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Peers {
+    /// At all.
+    pub connected: Vec<MemberId>,
+    /// For long enough to count on them.
+    pub healthy: Vec<MemberId>,
+}
+
+/// A machine as a value to be passed on. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct State(pub Box<Machine>);
+
+/// By what it comes to: equal digests at one index are equal states.
+impl PartialEq for State {
+    fn eq(&self, other: &State) -> bool {
+        (self.0.applied(), self.0.digest()) == (other.0.applied(), other.0.digest())
+    }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "State({} {})", self.0.applied(), self.0.digest())
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -62,6 +115,12 @@ pub struct Proposal {
 pub enum Output {
     /// To the peer that [`Message::to`] names.
     Send(Message),
+    /// To the peer that the message names, with the machine's present state: as a stream of its own.
+    SendSnapshot { message: Message, state: State },
+    /// The state that arrived for this index is not needed.
+    DropSnapshot { index: Index },
+    /// To be dropped where nobody waits: it may be large.
+    Discard(State),
     /// To the log on disk.
     Persist(Persist),
     /// To the client that holds the ticket of a proposal.
@@ -74,6 +133,10 @@ pub enum Output {
     Note(NodeEvent),
     /// This member cannot go on.
     Halt(Halt),
+    /// This member was removed from the cluster, for good.
+    Removed,
+    /// This member is ready to go down.
+    Stopped,
 }
 
 /// One batch for the log on disk.
@@ -84,8 +147,19 @@ pub struct Persist {
     pub hard_state: Option<HardState>,
     /// Replace what the log holds from the first one's index on.
     pub entries: Vec<Entry>,
+    /// Comes before the entries: the state that arrived for it becomes this member's, and the log goes on after it.
+    pub snapshot: Option<SnapshotMark>,
     /// Whether [`Input::Persisted`] is waited for.
     pub sync: bool,
+}
+
+/// Up to where a state stands in for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotMark {
+    pub index: Index,
+    pub term: Term,
+    /// Who had a say at that index.
+    pub configuration: Configuration,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -115,6 +189,8 @@ pub struct Status {
     pub applied: Index,
     /// Watches that clients have.
     pub watches: usize,
+    /// Whether this member is one, as far as it knows.
+    pub is_learner: bool,
 }
 
 /// A context for a round of reads; unique over members and restarts.

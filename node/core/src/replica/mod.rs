@@ -1,28 +1,31 @@
 //! One member of the cluster as a value: an input goes in, the state changes, outputs come out. See [`io`].
 //!
 //! `step` routes; what it routes to decides: [`Consensus`] what is agreed on, [`Machine`] what that does,
-//! [`Hub`] who hears of it, [`Proposals`] and [`Reads`] who waits for it.
+//! [`Hub`] who hears of it, [`Proposals`] and [`Reads`] who waits for it. `changes.rs` is about who is a member,
+//! `leaving.rs` about giving up leadership and going away.
+mod changes;
 mod io;
+mod leaving;
 mod proposals;
 mod reads;
 
-use bytes::Bytes;
-use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
+use std::collections::VecDeque;
 
-pub use self::io::{Answer, Halt, Input, Output, Persist, Proposal, Status};
-use self::{proposals::Proposals, reads::Reads};
+use raft::eraftpb::{Entry, EntryType};
+
+use self::{changes::Decided, leaving::Leaving, proposals::Proposals, reads::Reads};
+pub use self::{
+    changes::founding_log,
+    io::{Answer, ChangeRequest, Halt, Input, Output, Peers, Persist, Proposal, SnapshotMark, State, Status},
+};
 use crate::{
-    consensus::{Consensus, Timing},
+    consensus::{Consensus, Message, Start, Timing},
     error::Refusal,
     event::{NodeEvent, Role},
     format::wal::HardState,
     limits,
-    machine::{
-        Machine,
-        command::Command,
-        membership::{Change, Member},
-    },
-    types::{Index, MemberId, Millis, RequestId, Term},
+    machine::{Machine, command::Command, membership::Configuration},
+    types::{Index, MemberId, Millis, PersistId, RequestId, Term, Ticket},
     watch::Hub,
 };
 
@@ -40,6 +43,8 @@ pub struct Config {
     pub election_ms: u64,
     /// The largest command, in bytes as replicated.
     pub request_bytes_max: usize,
+    /// Bytes of applied entries to keep in memory, for followers that are a little behind.
+    pub tail_bytes: u64,
     /// How often quiet watches that ask for it are told how far they are, in milliseconds.
     pub watch_progress_ms: u64,
     /// Everything random comes from here. Differs at every start.
@@ -51,18 +56,41 @@ impl Config {
         (self.election_ms / self.heartbeat_ms).max(2)
     }
 
+    /// How long a removed member stays that cannot tell whether the others know.
+    fn removed_ticks(&self) -> u64 {
+        limits::REMOVED_STAYS_MS / self.heartbeat_ms
+    }
+
     /// What a request may wait: etcd's 5 s and two election timeouts.
     fn request_ticks(&self) -> u64 {
         (limits::REQUEST_WAIT_MS + 2 * self.election_ms) / self.heartbeat_ms
     }
 }
 
-/// What a log on disk held.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// What a member's files held.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Recovered {
     pub hard_state: HardState,
-    /// From index 1 on, contiguous.
+    /// The position right before the first entry.
+    pub before: (Index, Term),
+    /// Contiguous.
     pub entries: Vec<Entry>,
+    /// As of an entry among these, or of `before`.
+    pub state: State,
+}
+
+impl Default for Recovered {
+    /// Nothing: of a member that is yet to hear from its cluster.
+    fn default() -> Recovered {
+        let (before, state) = ((Index(0), Term(0)), State::default());
+        Recovered { hard_state: HardState::default(), before, entries: Vec::new(), state }
+    }
+}
+
+impl Recovered {
+    pub fn last(&self) -> Index {
+        self.entries.last().map_or(self.before.0, |entry| Index(entry.index))
+    }
 }
 
 pub struct Replica {
@@ -72,6 +100,11 @@ pub struct Replica {
     hub: Hub,
     proposals: Proposals,
     reads: Reads,
+    leaving: Leaving,
+    /// Changes that were applied, and are not answered yet.
+    decided: Vec<Decided>,
+    /// States that take the machine's place once their batch is durable.
+    installs: VecDeque<(PersistId, State)>,
     ticks: u64,
     /// The tick at which the current leader was first known, and who it is.
     leader: (u64, MemberId),
@@ -85,10 +118,17 @@ impl Replica {
     pub fn new(config: Config, recovered: Recovered) -> Replica {
         let election = config.election_ticks() as usize;
         let timing = Timing { heartbeat: 1, election, seed: config.seed };
-        let Recovered { hard_state, entries } = recovered;
+        let Recovered { hard_state: state, before, entries, state: State(machine) } = recovered;
+        let applied = (machine.applied(), machine.applied_term());
+        let configuration = machine.membership.configuration();
+        let removed = machine.membership.is_removed(config.id);
+        let start = Start { state, before, entries, applied, configuration, removed };
         Replica {
-            consensus: Consensus::new(config.id, &timing, hard_state, entries),
-            machine: Machine::default(),
+            consensus: Consensus::new(config.id, &timing, start),
+            leaving: Leaving::new(removed),
+            machine: *machine,
+            decided: Vec::new(),
+            installs: VecDeque::new(),
             hub: Hub::default(),
             proposals: Proposals::new(config.id, config.seed),
             reads: Reads::new(config.seed, (limits::READ_RETRY_MS / config.heartbeat_ms).max(1)),
@@ -105,17 +145,21 @@ impl Replica {
         assert!(!self.halted, "a halted replica must not be stepped");
         match input {
             Input::Tick { now } => self.tick(now, out),
-            Input::Message(message) => match self.consensus.step(message) {
-                Ok(()) => {}
-                Err(forgotten) => self.halt(forgotten.into(), out),
-            },
+            Input::Message(message) => self.message(message, out),
+            Input::Snapshot { message, state } => self.snapshot(message, state, out),
+            Input::SnapshotSent { to, delivered } => {
+                out.push(Output::Note(NodeEvent::SnapshotReported { to, delivered }));
+                self.consensus.snapshot_sent(to, delivered);
+            }
             Input::Unreachable(member) => self.consensus.unreachable(member),
             Input::Propose(proposal) => self.propose(proposal, out),
+            Input::Change { ticket, change, peers } => self.change(ticket, change, &peers, out),
+            Input::Transfer { ticket, to } => self.transfer(ticket, to, out),
             Input::Read { ticket } => self.reads.ask(ticket, self.ticks + self.config.request_ticks()),
-            Input::Persisted(persist) => self.consensus.persisted(persist, out),
+            Input::Persisted(persist) => self.persisted(persist, out),
             Input::Watch { stream, request } => self.hub.handle(stream, request, &self.machine.store, out),
             Input::Settle => self.settle(out),
-            Input::Stop => self.stop(out),
+            Input::Stop => self.leaving.begin(self.ticks + 2 * self.config.election_ticks()),
         }
     }
 
@@ -131,6 +175,7 @@ impl Replica {
             committed: self.consensus.committed(),
             applied: self.machine.applied(),
             watches: self.hub.watches(),
+            is_learner: self.machine.membership.get(self.config.id).is_some_and(|own| own.is_learner),
         }
     }
 
@@ -154,6 +199,53 @@ impl Replica {
         }
     }
 
+    fn message(&mut self, message: Message, out: &mut Vec<Output>) {
+        if self.machine.membership.is_removed(message.from()) {
+            return; // it may not know yet
+        }
+        if let Err(forgotten) = self.consensus.step(message) {
+            self.halt(forgotten.into(), out);
+        }
+    }
+
+    /// A state that stands in for the log up to some index. It takes the machine's place once that is durable.
+    fn snapshot(&mut self, message: Message, state: State, out: &mut Vec<Output>) {
+        let (from, index) = (message.from(), state.0.applied());
+        out.push(Output::Note(NodeEvent::SnapshotReceived { from, index }));
+        // What came before goes to the disk before.
+        if !self.work_off(out) {
+            return;
+        }
+        let fits = message.is_snapshot_of(index, state.0.applied_term(), &state.0.membership.configuration());
+        let heard = fits && !self.machine.membership.is_removed(from);
+        if heard && self.consensus.step_snapshot(message) && self.work_off(out) {
+            let persist = self.consensus.installing().expect("a snapshot that was taken in is on its way to disk");
+            self.installs.push_back((persist, state));
+        } else {
+            out.push(Output::DropSnapshot { index });
+        }
+    }
+
+    fn persisted(&mut self, persist: PersistId, out: &mut Vec<Output>) {
+        self.consensus.persisted(persist, out);
+        while let Some((_, state)) = self.installs.pop_front_if(|(with, _)| *with <= persist) {
+            self.install(state, out);
+        }
+    }
+
+    fn install(&mut self, state: State, out: &mut Vec<Output>) {
+        let old = std::mem::replace(&mut self.machine, *state.0);
+        let (index, term) = (self.machine.applied(), self.machine.applied_term());
+        assert!(index > old.applied(), "a snapshot of {index} for a machine at {}", old.applied());
+        self.consensus.applied(index, term);
+        self.hub.jump(old.store.revision());
+        let (revision, digest) = (self.machine.store.revision(), self.machine.digest());
+        let Configuration { voters, learners } = self.machine.membership.configuration();
+        out.push(Output::Note(NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners }));
+        out.push(Output::Discard(State(Box::new(old))));
+        self.give_up_on_terms_before(term, out);
+    }
+
     fn propose(&mut self, proposal: Proposal, out: &mut Vec<Output>) {
         let Proposal { ticket, trace, command } = proposal;
         let request = self.proposals.next_id();
@@ -166,12 +258,13 @@ impl Replica {
         } else {
             let deadline = self.ticks + self.config.request_ticks();
             self.proposals.wait(request, ticket, self.ticks, deadline);
-            self.proposals.enqueue(request, data);
+            self.proposals.enqueue(request, Entry { data: data.into(), ..Entry::default() });
         }
     }
 
     /// Moves everything on as far as it goes.
     fn settle(&mut self, out: &mut Vec<Output>) {
+        self.hand_over();
         self.publish();
         if self.proposals.has_queued() && self.consensus.takes_proposals() {
             let queued = self.proposals.take_queued(self.consensus.term());
@@ -190,11 +283,24 @@ impl Replica {
         }
         self.reads.serve(self.machine.applied(), out);
         self.hub.catch_up(&self.machine.store, out);
+        let tail = self.config.tail_bytes;
+        if let Some(before) = self.consensus.cut(tail, tail * limits::TAIL_HELD_FACTOR) {
+            out.push(Output::Note(NodeEvent::LogCut { before }));
+        }
+        self.answer_decided(out);
+        self.end_transfers(out);
+        self.leave(out);
     }
 
     /// Does all that raft has ready; false if this member cannot go on.
     fn work_off(&mut self, out: &mut Vec<Output>) -> bool {
         while let Some(progress) = self.consensus.advance(out) {
+            for message in progress.snapshots {
+                let (to, index) = (message.to(), self.machine.applied());
+                assert_eq!(message.snapshot_position(), Some((index, self.machine.applied_term())));
+                out.push(Output::Note(NodeEvent::SnapshotSent { to, index }));
+                out.push(Output::SendSnapshot { message, state: State(Box::new(self.machine.clone())) });
+            }
             for (context, index) in progress.reads {
                 self.reads.confirmed(&context, index, self.consensus.term(), out);
             }
@@ -225,7 +331,7 @@ impl Replica {
     }
 
     fn apply(&mut self, entries: Vec<Entry>, out: &mut Vec<Output>) {
-        let Some(last) = entries.last().map(|entry| Index(entry.index)) else { return };
+        let Some(last) = entries.last().map(|entry| (Index(entry.index), Term(entry.term))) else { return };
         for entry in entries {
             let index = Index(entry.index);
             let applied = match entry.entry_type {
@@ -237,7 +343,7 @@ impl Replica {
                 return self.halt(Halt::Entry { index, reason }, out);
             }
         }
-        self.consensus.applied(last);
+        self.consensus.applied(last.0, last.1);
     }
 
     fn apply_command(&mut self, entry: Entry, out: &mut Vec<Output>) -> Result<(), String> {
@@ -253,9 +359,7 @@ impl Replica {
             out.push(Output::Respond { ticket, answer });
         }
         if new_term {
-            for (ticket, request) in self.proposals.leader_failed(term) {
-                self.refuse(ticket, request, Refusal::TimeoutLeaderFailed, out);
-            }
+            self.give_up_on_terms_before(term, out);
         }
         if !outcome.changes.is_empty() {
             self.hub.applied(&outcome.changes, &self.machine.store, out);
@@ -263,14 +367,10 @@ impl Replica {
         Ok(())
     }
 
-    fn apply_change(&mut self, entry: Entry, out: &mut Vec<Output>) -> Result<(), String> {
-        let (index, term) = (Index(entry.index), Term(entry.term));
-        let change = parse_change(&entry.data)?;
-        // One that the machine refuses changes nothing, here as in raft, on every member alike.
-        let valid = self.machine.apply_change(index, term, change.clone()).is_ok();
-        self.consensus.change_applied(valid.then_some(&change));
-        self.note_applied(index, term, RequestId(0), out);
-        Ok(())
+    fn give_up_on_terms_before(&mut self, term: Term, out: &mut Vec<Output>) {
+        for (ticket, request) in self.proposals.leader_failed(term, self.ticks + self.config.request_ticks()) {
+            self.refuse(ticket, request, Refusal::TimeoutLeaderFailed, out);
+        }
     }
 
     fn note_applied(&self, index: Index, term: Term, request: RequestId, out: &mut Vec<Output>) {
@@ -299,83 +399,27 @@ impl Replica {
         self.published = Some(self.ticks);
         for command in missing {
             let request = self.proposals.next_id();
-            self.proposals.enqueue(request, command.encode(request));
+            self.proposals.enqueue(request, Entry { data: command.encode(request).into(), ..Entry::default() });
         }
     }
 
-    fn refuse(&self, ticket: crate::types::Ticket, request: RequestId, refusal: Refusal, out: &mut Vec<Output>) {
+    fn refuse(&self, ticket: Ticket, request: RequestId, refusal: Refusal, out: &mut Vec<Output>) {
         out.push(Output::Note(NodeEvent::Refused { request, definite: refusal.is_definite() }));
         let (revision, term) = (self.machine.store.revision(), self.consensus.term());
         out.push(Output::Respond { ticket, answer: Answer { result: Err(refusal), revision, term } });
     }
 
-    fn stop(&mut self, out: &mut Vec<Output>) {
+    fn refuse_all(&mut self, out: &mut Vec<Output>) {
         for (ticket, request) in self.proposals.drain() {
             self.refuse(ticket, request, Refusal::Stopped, out);
         }
+        self.refuse_transfers(Refusal::Stopped, out);
         self.reads.refuse_all(Refusal::Stopped, out);
     }
 
     fn halt(&mut self, halt: Halt, out: &mut Vec<Output>) {
-        self.stop(out);
+        self.refuse_all(out);
         out.push(Output::Halt(halt));
         self.halted = true;
     }
-}
-
-/// etcd's configuration entry: a `ConfChange` whose context is the member in JSON.
-fn parse_change(data: &Bytes) -> Result<Change, String> {
-    use crate::proto::raftpb;
-    use protobuf::Message as _;
-    // raft-rs's own type cannot tell an update from a learner's addition: their numbers clash.
-    let change = <raftpb::ConfChange as prost::Message>::decode(data.clone());
-    let change = change.map_err(|error| format!("no configuration change: {error}"))?;
-    debug_assert!(ConfChange::parse_from_bytes(data).is_ok());
-    let id = MemberId(change.node_id());
-    let context = change.context();
-    #[derive(serde::Deserialize)]
-    struct Context {
-        #[serde(flatten)]
-        member: Member,
-        #[serde(default, rename = "isPromote")]
-        promote: bool,
-    }
-    let kind = raftpb::ConfChangeType::try_from(change.r#type.unwrap_or(0)).map_err(|error| error.to_string())?;
-    if kind == raftpb::ConfChangeType::ConfChangeRemoveNode {
-        return Ok(Change::Remove(id));
-    }
-    let context: Context = serde_json::from_slice(context).map_err(|error| format!("no member: {error}"))?;
-    if context.member.id != id {
-        return Err(format!("a change of member {id} that describes member {}", context.member.id));
-    }
-    use raftpb::ConfChangeType::{
-        ConfChangeAddLearnerNode, ConfChangeAddNode, ConfChangeRemoveNode, ConfChangeUpdateNode,
-    };
-    Ok(match kind {
-        ConfChangeAddNode if context.promote => Change::Promote(id),
-        ConfChangeAddNode => Change::Add(context.member),
-        ConfChangeAddLearnerNode => Change::Add(Member { is_learner: true, ..context.member }),
-        ConfChangeUpdateNode => Change::UpdatePeers(id, context.member.peer_urls),
-        ConfChangeRemoveNode => unreachable!("handled above"),
-    })
-}
-
-/// The log with which a founding member begins: every founder's addition, committed in term 1, as etcd writes it.
-pub fn founding_log(founders: &[Member]) -> Recovered {
-    let mut founders: Vec<_> = founders.to_vec();
-    founders.sort_by_key(|member| member.id);
-    let entries = founders.iter().zip(1..).map(|(member, index)| {
-        let mut change = ConfChange::default();
-        change.set_change_type(ConfChangeType::AddNode);
-        change.node_id = member.id.0;
-        change.context = serde_json::to_vec(member).expect("a member is plain data").into();
-        let mut entry = Entry::default();
-        entry.set_entry_type(EntryType::EntryConfChange);
-        (entry.term, entry.index) = (1, index);
-        entry.data = protobuf::Message::write_to_bytes(&change).expect("a Vec grows").into();
-        entry
-    });
-    let entries: Vec<_> = entries.collect();
-    let commit = Index(entries.len() as u64);
-    Recovered { hard_state: HardState { term: Term(1), vote: MemberId(0), commit }, entries }
 }

@@ -12,7 +12,8 @@ use crate::{
     types::{MemberId, RequestId, Term, Ticket},
 };
 
-/// Invariants: `by_deadline` lists every waiting request once (and some that no longer wait), deadlines ascending.
+/// Invariants: `by_deadline` and `by_long_deadline` list every waiting request (and some that no longer wait), each with
+/// deadlines ascending.
 pub struct Proposals {
     next_id: u64,
     queued: Vec<Entry>,
@@ -20,6 +21,7 @@ pub struct Proposals {
     queued_ids: VecDeque<RequestId>,
     waiting: BTreeMap<RequestId, Waiting>,
     by_deadline: VecDeque<(u64, RequestId)>,
+    by_long_deadline: VecDeque<(u64, RequestId)>,
 }
 
 struct Waiting {
@@ -27,6 +29,8 @@ struct Waiting {
     since_tick: u64,
     /// The term in which it was handed to raft; none while it is queued.
     handed_in: Option<Term>,
+    /// It may take longer, and survive its leader.
+    long: bool,
 }
 
 impl Proposals {
@@ -40,6 +44,7 @@ impl Proposals {
             queued_ids: VecDeque::new(),
             waiting: BTreeMap::new(),
             by_deadline: VecDeque::new(),
+            by_long_deadline: VecDeque::new(),
         }
     }
 
@@ -53,8 +58,8 @@ impl Proposals {
         self.waiting.len() >= PROPOSALS_WAITING_MAX
     }
 
-    pub fn enqueue(&mut self, request: RequestId, data: Vec<u8>) {
-        self.queued.push(Entry { data: data.into(), ..Entry::default() });
+    pub fn enqueue(&mut self, request: RequestId, entry: Entry) {
+        self.queued.push(entry);
         self.queued_ids.push_back(request);
     }
 
@@ -74,15 +79,28 @@ impl Proposals {
 
     /// An entry of this term was applied, and none of it before: what was handed to a leader of an earlier term, and
     /// was not applied by now, is lost, unless it still wanders about as a forwarded message. Whoever waits for it
-    /// learns at once that nobody knows.
-    pub fn leader_failed(&mut self, term: Term) -> Vec<(Ticket, RequestId)> {
+    /// learns at once that nobody knows. Only what may take longer is often passed on to the next leader: it has until
+    /// `soon`, a tick no earlier than any given here before.
+    pub fn leader_failed(&mut self, term: Term, soon: u64) -> Vec<(Ticket, RequestId)> {
+        for (request, waiting) in self.waiting.iter_mut().filter(|(_, waiting)| waiting.long) {
+            if waiting.handed_in.is_some_and(|handed| handed < term) {
+                waiting.handed_in = Some(term);
+                self.by_deadline.push_back((soon, *request));
+            }
+        }
         let lost = self.waiting.extract_if(.., |_, waiting| waiting.handed_in.is_some_and(|handed| handed < term));
         lost.map(|(request, waiting)| (waiting.ticket, request)).collect()
     }
 
     pub fn wait(&mut self, request: RequestId, ticket: Ticket, now: u64, deadline: u64) {
-        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None });
+        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None, long: false });
         self.by_deadline.push_back((deadline, request));
+    }
+
+    /// As `wait`, for requests that may take longer: all of these alike.
+    pub fn wait_long(&mut self, request: RequestId, ticket: Ticket, now: u64, deadline: u64) {
+        self.waiting.insert(request, Waiting { ticket, since_tick: now, handed_in: None, long: true });
+        self.by_long_deadline.push_back((deadline, request));
     }
 
     pub fn is_waiting(&self, request: RequestId) -> bool {
@@ -98,8 +116,10 @@ impl Proposals {
     /// known; requests made up to `spared` ticks before that probably failed with the one before.
     pub fn expire(&mut self, now: u64, leader_since: u64, spared: u64) -> Vec<(Ticket, RequestId, Refusal)> {
         let mut expired = Vec::new();
-        while self.by_deadline.front().is_some_and(|(deadline, _)| *deadline <= now) {
-            let (_, request) = self.by_deadline.pop_front().expect("just seen");
+        let due = |(deadline, _): &mut (u64, RequestId)| *deadline <= now;
+        while let Some((_, request)) =
+            self.by_deadline.pop_front_if(due).or_else(|| self.by_long_deadline.pop_front_if(due))
+        {
             let Some(Waiting { ticket, since_tick, .. }) = self.waiting.remove(&request) else { continue };
             let refusal = if self.forget_queued(request) {
                 Refusal::NoLeader // it never left this member
@@ -127,6 +147,7 @@ impl Proposals {
         self.queued.clear();
         self.queued_ids.clear();
         self.by_deadline.clear();
+        self.by_long_deadline.clear();
         take(&mut self.waiting).into_iter().map(|(request, waiting)| (waiting.ticket, request)).collect()
     }
 }

@@ -251,6 +251,23 @@ impl Hub {
         }
     }
 
+    /// The store's history jumps: it was at `revision`, and what came since was never passed on. Whoever was synced
+    /// catches up from there.
+    pub fn jump(&mut self, revision: Revision) {
+        let next = Revision(revision.0 + 1);
+        for (id, stream) in &mut self.streams {
+            for (watch, state) in &mut stream.watches {
+                if let Position::Synced { from } = state.position {
+                    self.synced.remove(&state.range, (*id, *watch));
+                    state.position = Position::Behind(from.max(next));
+                }
+            }
+            if stream.undelivered < WATCH_STREAM_BYTES_MAX && stream.is_behind() {
+                self.hungry.insert(*id);
+            }
+        }
+    }
+
     /// How many there are.
     pub fn watches(&self) -> usize {
         self.count

@@ -1,6 +1,7 @@
-//! The core alone: three to five replicas, disks that take their time and lose what they did not finish, a network that
-//! loses, doubles and reorders, crashes, partitions, and clients. Schedules of 500 steps are drawn at random; after
-//! every step the [laws](laws::Law) are looked at, and at the end everything is healed and must recover.
+//! The core alone: three to five replicas and whoever joins them, disks that take their time and lose what they did not
+//! finish, a network that loses, doubles and reorders messages and states, crashes, partitions, clients, and operators
+//! who change the membership all the while. Schedules of 500 steps are drawn at random; after every step the
+//! [laws](laws::Law) are looked at, and at the end everything is healed and must recover.
 //!
 //! A failing schedule is printed as small as it could be made, in a form to paste into `regressions.rs`.
 //! 2,000 schedules take about 20 s without optimisation; `DETCD_SCHEDULES` is how many to run instead,
@@ -13,7 +14,11 @@ mod cluster;
 #[path = "../disk/mod.rs"]
 mod disk;
 mod laws;
+mod operators;
+mod outputs;
 mod planted;
+mod plants;
+mod recovery;
 mod regressions;
 mod schedule;
 mod steps;

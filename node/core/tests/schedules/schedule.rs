@@ -6,9 +6,10 @@ use proptest::{
 };
 
 use crate::{
-    cluster::{Cluster, Plant},
+    cluster::Cluster,
     laws::{Law, Tally, Violation},
-    steps::{LEADER, Request, Setup, Step},
+    plants::Plant,
+    steps::{Change, Fate, LEADER, Request, Setup, Step},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +22,7 @@ impl Schedule {
     /// Runs it, heals everything, and looks whether the cluster recovers.
     pub fn run(&self, plant: Option<Plant>, blind: &[Law]) -> Result<Tally, Violation> {
         let mut cluster = Cluster::new(self.setup, plant, blind.to_vec());
-        self.steps.iter().try_for_each(|step| cluster.step(*step))?;
-        cluster.recover()?;
+        self.steer(&mut cluster)?;
         Ok(cluster.tally())
     }
 
@@ -30,15 +30,29 @@ impl Schedule {
     pub fn trace(&self) -> Vec<String> {
         let mut cluster = Cluster::new(self.setup, None, Vec::new());
         cluster.trace = Some(Vec::new());
-        let verdict = self.steps.iter().try_for_each(|step| cluster.step(*step)).and_then(|()| cluster.recover());
-        verdict.unwrap_or_else(|violation| panic!("{violation}"));
+        self.steer(&mut cluster).unwrap_or_else(|violation| panic!("{violation}"));
         cluster.trace.expect("set above")
+    }
+
+    pub fn steer(&self, cluster: &mut Cluster) -> Result<(), Violation> {
+        cluster.start_all()?;
+        self.steps.iter().try_for_each(|step| cluster.step(*step))?;
+        cluster.recover()
     }
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    (3u8..=5, 2u8..=4, prop_oneof![Just(100), Just(250), Just(500)], any::<u64>())
-        .prop_map(|(members, election_ticks, heartbeat_ms, seed)| Setup { members, election_ticks, heartbeat_ms, seed })
+    let heartbeat_ms = prop_oneof![Just(100), Just(250), Just(500)];
+    let tail_bytes = prop_oneof![1 => Just(1 << 20), 2 => 300u32..2_000, 3 => 0u32..300];
+    (3u8..=5, 2u8..=4, heartbeat_ms, tail_bytes, any::<u64>()).prop_map(
+        |(members, election_ticks, heartbeat_ms, tail_bytes, seed)| Setup {
+            members,
+            election_ticks,
+            heartbeat_ms,
+            tail_bytes,
+            seed,
+        },
+    )
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -64,52 +78,109 @@ struct Temper {
     time: u32,
     writes: u32,
     clients: u32,
+    operators: u32,
+    files: u32,
     /// Many inputs in one turn.
     turns: u32,
     trouble: u32,
 }
 
 fn temper() -> impl Strategy<Value = Temper> {
-    (10u32..60, 5u32..40, 5u32..50, 5u32..25, 1u32..25, 1u32..20).prop_map(
-        |(traffic, time, writes, clients, turns, trouble)| Temper { traffic, time, writes, clients, turns, trouble },
+    (10u32..60, 5u32..40, 5u32..50, 5u32..40, 1u32..20, 1u32..15, 1u32..25, 1u32..20).prop_map(
+        |(traffic, time, writes, clients, operators, files, turns, trouble)| Temper {
+            traffic,
+            time,
+            writes,
+            clients,
+            operators,
+            files,
+            turns,
+            trouble,
+        },
     )
 }
 
-fn step(temper: Temper) -> impl Strategy<Value = Step> {
-    let member = || 0u8..60;
-    let victim = || prop_oneof![member(), Just(LEADER)];
+fn member() -> impl Strategy<Value = u8> + Clone {
+    0u8..60
+}
+
+fn victim() -> impl Strategy<Value = u8> {
+    prop_oneof![member(), Just(LEADER)]
+}
+
+fn traffic() -> impl Strategy<Value = Step> {
     let at = any::<u16>;
-    let traffic = prop_oneof![
+    let fate = prop_oneof![
+        5 => Just(Fate::Arrives),
+        2 => Just(Fate::ArrivesTwice),
+        1 => Just(Fate::ArrivesUntold),
+        2 => Just(Fate::IsLost),
+    ];
+    prop_oneof![
         20 => (1u8..40).prop_map(|count| Step::Flow { count }),
         6 => at().prop_map(|at| Step::Deliver { at }),
         2 => at().prop_map(|at| Step::Double { at }),
         3 => at().prop_map(|at| Step::Drop { at }),
         2 => (victim(), member()).prop_map(|(from, to)| Step::Reset { from, to }),
+        8 => (at(), fate).prop_map(|(at, fate)| Step::Parcel { at, fate }),
+        6 => at().prop_map(|at| Step::Report { at }),
+        3 => Just(Step::Rest),
+    ]
+}
+
+fn operators() -> impl Strategy<Value = Step> {
+    let change = prop_oneof![
+        4 => Just(Change::AddVoter),
+        4 => Just(Change::AddLearner),
+        8 => (0u8..12).prop_map(|who| Change::Promote { who }),
+        4 => member().prop_map(|who| Change::Remove { who }),
+        3 => Just(Change::Remove { who: LEADER }),
+        1 => (member(), any::<u8>()).prop_map(|(who, url)| Change::Update { who, url }),
     ];
+    let peers = || prop_oneof![4 => Just(u8::MAX), 1 => any::<u8>()];
+    prop_oneof![
+        8 => (victim(), change, peers(), peers())
+            .prop_map(|(member, change, connected, healthy)| Step::Change { member, change, connected, healthy }),
+        2 => (prop_oneof![1 => member(), 3 => Just(LEADER)], member())
+            .prop_map(|(member, to)| Step::Transfer { member, to }),
+        1 => (victim(), 0u8..6).prop_map(|(member, survived)| Step::Stop { member, survived }),
+    ]
+}
+
+fn trouble() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (victim(), 0u8..4, 0u8..3).prop_map(|(member, survived, torn)| Step::Crash { member, survived, torn }),
+        10 => member().prop_map(|member| Step::Restart { member }),
+        4 => (victim(), 0u8..6).prop_map(|(member, writes)| Step::Isolate { member, writes }),
+        3 => (victim(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
+        4 => Just(Step::Join),
+        6 => (1u8..6).prop_map(|ticks| Step::Calm { ticks }),
+    ]
+}
+
+fn step(temper: Temper) -> impl Strategy<Value = Step> {
     let time = prop_oneof![
         2 => member().prop_map(|member| Step::Tick { member }),
         2 => Just(Step::TickAll),
     ];
     let clients = prop_oneof![
-        3 => (prop_oneof![2 => member(), 1 => Just(LEADER)], request()).prop_map(|(member, request)| Step::Propose { member, request }),
+        3 => (prop_oneof![2 => member(), 1 => Just(LEADER)], request())
+            .prop_map(|(member, request)| Step::Propose { member, request }),
         2 => member().prop_map(|member| Step::Read { member }),
     ];
-    let trouble = prop_oneof![
-        6 => (victim(), any::<bool>(), 0u8..4, 0u8..3)
-            .prop_map(|(member, polite, survived, torn)| Step::Crash { member, polite, survived, torn }),
-        10 => member().prop_map(|member| Step::Restart { member }),
-        4 => (victim(), 0u8..6).prop_map(|(member, writes)| Step::Isolate { member, writes }),
-        3 => (victim(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
-        4 => Just(Step::Join),
-        3 => (1u8..5).prop_map(|ticks| Step::Calm { ticks }),
+    let files = prop_oneof![
+        4 => member().prop_map(|member| Step::Checkpoint { member }),
+        1 => (member(), 0u8..20).prop_map(|(member, keep)| Step::Release { member, keep }),
     ];
     prop_oneof![
-        temper.traffic => traffic,
+        temper.traffic => traffic(),
         temper.time => time,
         temper.writes => (member(), 1u8..6).prop_map(|(member, batches)| Step::Write { member, batches }),
         temper.clients => clients,
+        temper.operators => operators(),
+        temper.files => files,
         temper.turns => (victim(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
-        temper.trouble => trouble,
+        temper.trouble => trouble(),
     ]
 }
 

@@ -17,6 +17,8 @@ pub struct Setup {
     /// The least number of ticks of an election timeout.
     pub election_ticks: u8,
     pub heartbeat_ms: u16,
+    /// Bytes of applied entries to keep in memory.
+    pub tail_bytes: u32,
     pub seed: u64,
 }
 
@@ -43,6 +45,8 @@ pub enum Step {
     Drop {
         at: u16,
     },
+    /// All messages arrive and all writes become durable, and what comes of that, until nothing is left to do.
+    Rest,
     /// A connection breaks: what is on its way there gets lost, and the sender learns of it.
     Reset {
         from: u8,
@@ -60,18 +64,50 @@ pub enum Step {
     Read {
         member: u8,
     },
+    /// An operator asks a member, which has connections with the others whose bits are set.
+    Change {
+        member: u8,
+        change: Change,
+        connected: u8,
+        healthy: u8,
+    },
+    Transfer {
+        member: u8,
+        to: u8,
+    },
+    /// A state on its way to a member.
+    Parcel {
+        at: u16,
+        fate: Fate,
+    },
+    /// Who sent a state learns what became of it.
+    Report {
+        at: u16,
+    },
+    /// The member begins to write its state to a file, or if it did, that is done.
+    Checkpoint {
+        member: u8,
+    },
+    /// The log on disk before the member's state goes, but for so many entries.
+    Release {
+        member: u8,
+        keep: u8,
+    },
     /// The member's next inputs come in one turn.
     Busy {
         member: u8,
         inputs: u8,
     },
-    /// The member's process ends; politely, it answers whoever waits first. Of the batches under way some may have
-    /// become durable, and some entries of the next.
+    /// The member's process ends. Of the writes under way some may have become durable, and some entries of the next.
     Crash {
         member: u8,
-        polite: bool,
         survived: u8,
         torn: u8,
+    },
+    /// The member is asked to stop. Once it says that it did, it ends as in a crash.
+    Stop {
+        member: u8,
+        survived: u8,
     },
     Restart {
         member: u8,
@@ -92,6 +128,26 @@ pub enum Step {
     Calm {
         ticks: u8,
     },
+}
+
+/// Members by number; whoever is added is a newcomer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    AddVoter,
+    AddLearner,
+    Promote { who: u8 },
+    Remove { who: u8 },
+    Update { who: u8, url: u8 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Arrives,
+    /// And will again.
+    ArrivesTwice,
+    /// But the sender does not learn of it.
+    ArrivesUntold,
+    IsLost,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

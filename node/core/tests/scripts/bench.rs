@@ -6,12 +6,15 @@ use detcd_core::{
     limits,
     machine::{command::Command, membership::Member as Founder},
     proto::raftpb,
-    replica::{Config, Input, Output, Proposal, Replica, founding_log},
+    replica::{ChangeRequest, Config, Input, Output, Peers, Proposal, Recovered, Replica, State, founding_log},
     types::{Index, MemberId, Millis, StreamId, Term, Ticket, TraceId},
     watch,
 };
 
-use crate::{disk::Disk, show::Names};
+use crate::{
+    disk::{Disk, Stamp},
+    show::Names,
+};
 
 struct Member {
     replica: Option<Replica>,
@@ -23,6 +26,9 @@ struct Member {
 pub struct Bench {
     members: BTreeMap<u64, Member>,
     links: BTreeMap<(u64, u64), VecDeque<Vec<u8>>>,
+    /// Snapshots on their way.
+    parcels: Vec<(u64, u64, Message, State)>,
+    tail_bytes: u64,
     isolated: BTreeSet<u64>,
     stalled: BTreeSet<u64>,
     names: Names,
@@ -36,14 +42,16 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// A cluster that was just founded; its members are known by name already.
-    pub fn new(count: u64) -> Bench {
+    /// A cluster that was just founded; its members are known by name already, and hold so much of the log.
+    pub fn new(count: u64, tail_bytes: u64) -> Bench {
         let founders: Vec<_> = (1..=count).map(founder).collect();
         let log = founding_log(&founders);
         let member = |id| (id, Member { replica: None, disk: Disk::new(log.clone()), now: 0, starts: 0 });
         let mut bench = Bench {
             members: (1..=count).map(member).collect(),
             links: BTreeMap::new(),
+            parcels: Vec::new(),
+            tail_bytes,
             isolated: BTreeSet::new(),
             stalled: BTreeSet::new(),
             names: Names::default(),
@@ -71,13 +79,15 @@ impl Bench {
 
     /// The last entry that is durable there.
     pub fn durable(&self, id: u64) -> (Index, Term) {
-        let disk = &self.members[&id].disk;
-        let last = Index(disk.stamps().len() as u64);
-        (last, disk.stamp(last).map_or(Term(0), |stamp| stamp.term))
+        let log = self.members[&id].disk.log();
+        (log.last(), log.stamp(log.last()).expect("it ends there").term)
     }
 
+    /// Whoever is new starts with nothing.
     pub fn start(&mut self, id: u64) {
-        let member = self.member(id);
+        let tail_bytes = self.tail_bytes;
+        let nothing = || Member { replica: None, disk: Disk::new(Recovered::default()), now: 0, starts: 0 };
+        let member = self.members.entry(id).or_insert_with(nothing);
         member.starts += 1;
         let Founder { name, client_urls, .. } = founder(id);
         let config = Config {
@@ -88,10 +98,11 @@ impl Bench {
             heartbeat_ms: limits::HEARTBEAT_MS,
             election_ms: limits::ELECTION_MS,
             request_bytes_max: limits::REQUEST_BYTES_MAX,
+            tail_bytes,
             watch_progress_ms: limits::WATCH_PROGRESS_MS,
             seed: member.starts << 8 | id,
         };
-        member.replica = Some(Replica::new(config, member.disk.durable().clone()));
+        member.replica = Some(Replica::new(config, member.disk.durable()));
         self.input(id, Input::Settle);
     }
 
@@ -100,13 +111,7 @@ impl Bench {
         let member = self.member(id);
         member.replica = None;
         member.disk.fail(0, 0);
-        if lost > 0 {
-            let mut log = member.disk.durable().clone();
-            log.entries.truncate(log.entries.len() - lost);
-            let last = log.entries.last().map_or(0, |entry| entry.index);
-            log.hard_state.commit.0 = log.hard_state.commit.0.min(last);
-            member.disk = Disk::new(log);
-        }
+        member.disk.lose(lost);
     }
 
     pub fn isolate(&mut self, id: u64) {
@@ -145,6 +150,19 @@ impl Bench {
         self.input(id, Input::Read { ticket });
     }
 
+    /// Everybody is connected with everybody.
+    pub fn change(&mut self, id: u64, change: ChangeRequest) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        let all: Vec<_> = self.members.keys().map(|id| MemberId(*id)).collect();
+        self.input(id, Input::Change { ticket, change, peers: Peers { connected: all.clone(), healthy: all } });
+    }
+
+    pub fn transfer(&mut self, id: u64, to: u64) {
+        self.tickets += 1;
+        self.input(id, Input::Transfer { ticket: Ticket(self.tickets), to: MemberId(to) });
+    }
+
     pub fn watch(&mut self, id: u64, request: watch::Request) {
         self.input(id, Input::Watch { stream: StreamId(1), request });
     }
@@ -161,6 +179,21 @@ impl Bench {
         }
     }
 
+    /// The snapshots on their way from one to the other arrive, or are lost. Returns their number.
+    pub fn deliver_snapshots(&mut self, from: u64, to: u64, delivered: bool) -> usize {
+        let on_their_way = |parcel: &mut (u64, u64, Message, State)| (parcel.0, parcel.1) == (from, to);
+        let parcels: Vec<_> = self.parcels.extract_if(.., on_their_way).collect();
+        let count = parcels.len();
+        for (_, _, message, state) in parcels {
+            if delivered {
+                assert!(self.member(to).disk.receive(&state), "one at a time");
+                self.input(to, Input::Snapshot { message, state });
+            }
+            self.input(from, Input::SnapshotSent { to: MemberId(to), delivered });
+        }
+        count
+    }
+
     /// All messages on their way from one to the other are lost. Returns their number.
     pub fn drop_messages(&mut self, from: u64, to: u64) -> usize {
         self.links.remove(&(from, to)).map_or(0, |messages| messages.len())
@@ -175,6 +208,8 @@ impl Bench {
                 lines.push(format!("{from} -> {to}: {}", self.names.message(&message)));
             }
         }
+        let parcels = self.parcels.iter();
+        lines.extend(parcels.map(|(from, to, _, state)| format!("{from} -> {to}: state of {}", state.0.applied())));
         lines
     }
 
@@ -198,8 +233,13 @@ impl Bench {
             for (from, to) in &busy {
                 self.deliver(*from, *to, usize::MAX);
             }
+            let parcels: BTreeSet<_> = self.parcels.iter().map(|(from, to, ..)| (*from, *to)).collect();
+            let parcels: Vec<_> = parcels.into_iter().filter(|(_, to)| ids.contains(to)).collect();
+            for (from, to) in &parcels {
+                self.deliver_snapshots(*from, *to, true);
+            }
             let written = |id: &u64| self.stalled.contains(id) || self.members[id].disk.waited_for() == 0;
-            if busy.is_empty() && ids.iter().all(written) {
+            if busy.is_empty() && parcels.is_empty() && ids.iter().all(written) {
                 return;
             }
         }
@@ -209,14 +249,15 @@ impl Bench {
         let Some(replica) = self.member(id).replica.as_mut() else { return };
         let mut out = Vec::new();
         replica.step(input, &mut out);
-        let halted = |out: &[Output]| out.iter().any(|output| matches!(output, Output::Halt(_)));
-        while !halted(&out) {
+        let last_words = |output: &Output| matches!(output, Output::Halt(_) | Output::Removed | Output::Stopped);
+        let ended = |out: &[Output]| out.iter().any(last_words);
+        while !ended(&out) {
             replica.step(Input::Settle, &mut out);
             if !replica.has_work() {
                 break;
             }
         }
-        if halted(&out) {
+        if ended(&out) {
             self.member(id).replica = None;
         }
         out.into_iter().for_each(|output| self.output(id, output));
@@ -237,13 +278,21 @@ impl Bench {
                     self.links.entry((id, to)).or_default().push_back(bytes);
                 }
             }
-            Output::Persist(batch) => self.member(id).disk.start(batch),
+            Output::SendSnapshot { message, state } => {
+                let to = message.to().0;
+                self.parcels.push((id, to, message, state));
+            }
+            Output::DropSnapshot { index } => self.member(id).disk.drop_received(index),
+            Output::Persist(batch) => {
+                let stamp = batch.snapshot.as_ref().map(|mark| Stamp { term: mark.term, chain: 0 });
+                self.member(id).disk.start(batch, stamp);
+            }
             _ => {}
         }
     }
 }
 
-fn founder(id: u64) -> Founder {
+pub fn founder(id: u64) -> Founder {
     let mut founder = Founder::founding(&format!("m{id}"), vec![format!("http://m{id}:2380")], "token");
     (founder.id, founder.client_urls) = (MemberId(id), vec![format!("http://m{id}:2379")]);
     founder

@@ -66,7 +66,7 @@ fn the_same_inputs_give_the_same_outputs_byte_for_byte() {
 
 #[test]
 fn a_follower_far_behind_is_fed_in_messages_of_bounded_size() {
-    let mut bench = Bench::new(3);
+    let mut bench = Bench::new(3, limits::TAIL_BYTES);
     words::elect(&mut bench, 1);
     bench.isolate(2);
     let value = Bytes::from(vec![b'x'; 60_000]);

@@ -7,7 +7,8 @@ use detcd_core::{
     },
     mvcc::{RangeEnd, Record},
     proto::raftpb,
-    replica::{Answer, Output, Persist},
+    replica::{Answer, Output, Persist, SnapshotMark, State},
+    types::MemberId,
     watch::{Canceled, Notice, What},
 };
 use prost::Message as _;
@@ -46,7 +47,14 @@ impl Names {
             Output::ReadReady { ticket, result: Err(refusal) } => format!("refuses read #{ticket}: {refusal}"),
             Output::Notify(notice) => show_notice(notice),
             Output::Note(event) => show_event(event)?,
+            Output::SendSnapshot { message, state } => {
+                format!("sends {} the state of {}, in term {}", message.to(), position(state), message.term())
+            }
+            Output::DropSnapshot { index } => format!("drops the state of {index}"),
+            Output::Discard(_) => return None,
             Output::Halt(halt) => format!("halts: {halt}"),
+            Output::Removed => "is removed, and ends".into(),
+            Output::Stopped => "stops".into(),
         })
     }
 
@@ -70,6 +78,7 @@ impl Names {
             MsgHeartbeatResp => format!("heartbeat answer of term {term}{}", self.of(message.context())),
             MsgReadIndex => format!("read index?{}", self.of(message.entries[0].data())),
             MsgReadIndexResp => format!("read index: {index}{}", self.of(message.entries[0].data())),
+            MsgTimeoutNow => format!("leave to lead, in term {term}"),
             MsgProp => format!("proposal: {}", entries(&message.entries)),
             other => format!("{other:?}"),
         }
@@ -86,6 +95,10 @@ fn definite(definite: bool) -> &'static str {
 
 fn persist(batch: &Persist) -> String {
     let mut parts = Vec::new();
+    if let Some(SnapshotMark { index, term, configuration }) = &batch.snapshot {
+        parts
+            .push(format!("the state of {index}/{term} ({})", members(&configuration.voters, &configuration.learners)));
+    }
     if let (Some(first), Some(last)) = (batch.entries.first(), batch.entries.last()) {
         let entry = |index, term| format!("{index}/{term}");
         let (first, last) = (entry(first.index, first.term), entry(last.index, last.term));
@@ -99,10 +112,43 @@ fn persist(batch: &Persist) -> String {
 
 fn entries(entries: &[raftpb::Entry]) -> String {
     let show = |entry: &raftpb::Entry| match entry.index() {
-        0 => command(entry.data()), // not in a log yet
-        index => format!("{index}/{} {}", entry.term(), command(entry.data())),
+        0 => entry_text(entry), // not in a log yet
+        index => format!("{index}/{} {}", entry.term(), entry_text(entry)),
     };
     if entries.is_empty() { "nothing new".into() } else { entries.iter().map(show).collect::<Vec<_>>().join(", ") }
+}
+
+fn entry_text(entry: &raftpb::Entry) -> String {
+    match entry.r#type() {
+        raftpb::EntryType::EntryConfChange => change(entry.data()),
+        _ => command(entry.data()),
+    }
+}
+
+fn change(data: &[u8]) -> String {
+    use raftpb::ConfChangeType::*;
+    let change = raftpb::ConfChange::decode(data).expect("etcd could read it");
+    let promotes = String::from_utf8_lossy(change.context()).contains("isPromote");
+    let what = match change.r#type() {
+        ConfChangeAddNode if promotes => "promote",
+        ConfChangeAddNode => "add",
+        ConfChangeAddLearnerNode => "add learner",
+        ConfChangeRemoveNode => "remove",
+        ConfChangeUpdateNode => "update",
+    };
+    format!("{what} {}", change.node_id())
+}
+
+fn position(state: &State) -> String {
+    format!("{}/{}", state.0.applied(), state.0.applied_term())
+}
+
+fn members(voters: &[MemberId], learners: &[MemberId]) -> String {
+    let list = |ids: &[MemberId]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+    match learners {
+        [] => format!("voters {}", list(voters)),
+        _ => format!("voters {}, learners {}", list(voters), list(learners)),
+    }
 }
 
 fn command(data: &[u8]) -> String {
@@ -116,8 +162,9 @@ fn command(data: &[u8]) -> String {
             format!("delete {}{end}", text(&delete.range.start))
         }
         Ok((_, Command::ClusterVersion { version })) => format!("version {version}"),
+        Ok((_, Command::MemberAttributes { member, name, .. })) => format!("{member} is {name}"),
         Ok((_, other)) => format!("{other:?}"),
-        Err(_) => "(configuration)".into(),
+        Err(error) => format!("({error})"),
     }
 }
 
@@ -128,6 +175,11 @@ fn text(bytes: &[u8]) -> String {
 fn show_response(response: &Response) -> String {
     match response {
         Response::Put { .. } => "put".into(),
+        Response::Done => "done".into(),
+        Response::Members(membership) => {
+            let configuration = membership.configuration();
+            members(&configuration.voters, &configuration.learners)
+        }
         Response::Delete { deleted, .. } => format!("deleted {deleted}"),
         other => format!("{other:?}"),
     }
@@ -169,6 +221,15 @@ fn show_event(event: &NodeEvent) -> Option<String> {
         NodeEvent::Committed { index } => format!("commits {index}"),
         NodeEvent::Applied { index, term, revision, .. } => format!("applies {index}/{term}, revision {revision}"),
         NodeEvent::ReadConfirmed { index, .. } => format!("may serve reads from {index} on"),
+        NodeEvent::ConfigurationApplied { voters, learners, valid: true, .. } => {
+            format!("knows {}", members(voters, learners))
+        }
+        NodeEvent::ConfigurationApplied { valid: false, .. } => "finds that the change makes no sense".into(),
+        NodeEvent::SnapshotInstalled { index, term, revision, .. } => {
+            format!("goes on from the state of {index}/{term}, revision {revision}")
+        }
+        NodeEvent::LogCut { before } => format!("forgets its log up to {before}"),
+        NodeEvent::HandingOver { to } => format!("hands over to {to}"),
         NodeEvent::DiskStalled { since_ms } => format!("waits for its disk since {since_ms} ms"),
         _ => return None,
     })

@@ -2,7 +2,7 @@
 //!
 //! | command | what it does |
 //! |---|---|
-//! | `add-nodes N` | founds a cluster of members 1 to N |
+//! | `add-nodes N [tail B]` | founds a cluster of members 1 to N, which hold B bytes of applied log in memory |
 //! | `elect M` | makes M the leader and lets all come to rest; what happens is not told |
 //! | `tick M [N]` | lets time pass at M |
 //! | `campaign M` | lets time pass at M until its role changes |
@@ -11,27 +11,35 @@
 //! | `in-flight` | shows the messages on their way |
 //! | `persist M [N]` | M's disk completes N batches, or all |
 //! | `stabilize [M...]` | messages arrive and batches are completed, among these members or all, until nothing is left |
-//! | `pass N` | N times: every member ticks, and all comes to rest |
+//! | `pass N [M...]` | N times: every member, or each of these, ticks, and all comes to rest among them |
 //! | `propose M put K=V`, `propose M delete K` | a client of M writes |
 //! | `read M` | a client of M reads |
 //! | `watch M K [from R]`, `cancel M W` | a client of M watches a key, or no longer |
+//! | `add M X`, `add-learner M X`, `promote M X`, `remove M X` | an operator asks M for a change of the membership |
+//! | `transfer M X` | an operator asks M that X leads |
+//! | `deliver-snapshot A B`, `lose-snapshot A B` | the states on their way from A to B arrive, or get lost |
 //! | `isolate M`, `join` | nothing that M sends, or is sent, arrives; all can talk again |
 //! | `stall M`, `heal M` | M's disk completes nothing; it works again |
 //! | `crash M [losing N]` | M ends as in a power failure; its disk loses N durable entries besides |
-//! | `stop M`, `start M` | M is told to stop; M starts again |
+//! | `stop M`, `start M` | M is told to stop; M starts (again, or if it is new, with nothing) |
 //! | `status` | how the members stand |
 //!
 //! A command after `quietly` is done, and what happens is not told; after `only WORD|WORD`, only lines with such a
 //! word are.
 use bytes::Bytes;
 use detcd_core::{
-    machine::command::{Command, Delete, Put},
+    limits,
+    machine::{
+        command::{Command, Delete, Put},
+        membership::Member as Founder,
+    },
     mvcc::{KeyRange, RangeEnd},
-    types::{LeaseId, Revision, WatchId},
+    replica::ChangeRequest,
+    types::{LeaseId, MemberId, Revision, WatchId},
     watch::{Create, Filter, Request},
 };
 
-use crate::bench::Bench;
+use crate::bench::{Bench, founder};
 
 /// A script that was run: with what happened in place of what was expected.
 pub struct Script {
@@ -41,7 +49,7 @@ pub struct Script {
 
 impl Script {
     pub fn run(text: &str) -> Script {
-        let mut bench = Bench::new(0);
+        let mut bench = Bench::new(0, limits::TAIL_BYTES);
         let mut told = String::new();
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
@@ -79,10 +87,17 @@ fn run(bench: &mut Bench, line: &str) {
     let number = |at: usize| -> u64 { words[at].parse().unwrap_or_else(|_| panic!("{line}: a number is missing")) };
     let count = |at: usize| words.get(at).map_or(usize::MAX, |_| number(at) as usize);
     match words[0] {
-        "add-nodes" => *bench = Bench::new(number(1)),
+        "add-nodes" => *bench = Bench::new(number(1), if words.len() > 2 { number(3) } else { limits::TAIL_BYTES }),
+        "add" | "add-learner" | "promote" | "remove" => bench.change(number(1), change(words[0], number(2))),
+        "transfer" => bench.transfer(number(1), number(2)),
+        "deliver-snapshot" => assert!(bench.deliver_snapshots(number(1), number(2), true) > 0, "{line}: there is none"),
+        "lose-snapshot" => assert!(bench.deliver_snapshots(number(1), number(2), false) > 0, "{line}: there is none"),
         "elect" => elect(bench, number(1)),
         "tick" => (0..words.get(2).map_or(1, |_| number(2))).for_each(|_| bench.tick(number(1))),
-        "pass" => (0..number(1)).for_each(|_| pass(bench)),
+        "pass" => {
+            let ids = if words.len() > 2 { (2..words.len()).map(number).collect() } else { bench.ids() };
+            (0..number(1)).for_each(|_| pass(bench, &ids));
+        }
         "stall" => bench.stall(number(1)),
         "heal" => bench.heal(number(1)),
         "campaign" => campaign(bench, number(1)),
@@ -117,10 +132,9 @@ fn run(bench: &mut Bench, line: &str) {
     }
 }
 
-fn pass(bench: &mut Bench) {
-    let ids = bench.ids();
+fn pass(bench: &mut Bench, ids: &[u64]) {
     ids.iter().for_each(|id| bench.tick(*id));
-    bench.stabilize(&ids);
+    bench.stabilize(ids);
 }
 
 fn campaign(bench: &mut Bench, id: u64) {
@@ -157,6 +171,17 @@ fn status(bench: &mut Bench) {
             None => format!("{id}: does not run\n"),
         };
         bench.story += &line;
+    }
+}
+
+fn change(word: &str, id: u64) -> ChangeRequest {
+    let nameless = || Founder { name: String::new(), client_urls: Vec::new(), ..founder(id) };
+    match word {
+        "add" => ChangeRequest::Add(nameless()),
+        "add-learner" => ChangeRequest::Add(Founder { is_learner: true, ..nameless() }),
+        "promote" => ChangeRequest::Promote(MemberId(id)),
+        "remove" => ChangeRequest::Remove(MemberId(id)),
+        _ => unreachable!("{word} is no change"),
     }
 }
 

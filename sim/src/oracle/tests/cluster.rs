@@ -224,7 +224,9 @@ impl World {
         *member = Member { up: true, incarnation, term, vote, log, commit, durable, ..Member::default() };
         let last = Index(member.log.len() as u64);
         let (term, vote, commit) = (Term(term), MemberId(vote), Index(commit as u64));
-        self.note(at, NodeEvent::Recovered { term, vote, commit, last });
+        // Without checkpoints, it applies its log from the first entry on.
+        let (before, applied, revision, digest) = (Index(0), Index(0), Revision(1), Digest(0));
+        self.note(at, NodeEvent::Recovered { term, vote, commit, before, last, applied, revision, digest });
         self.apply(at);
     }
 
@@ -246,8 +248,8 @@ impl World {
         let last = entries.last().map(|entry| (Index((first + entries.len()) as u64), Term(entry.term)));
         let (incarnation, commit) = (member.incarnation, member.commit);
         member.pending.push_back(Batch { persist, first, entries, term, vote, commit });
-        let started =
-            NodeEvent::PersistStarted { persist: PersistId(persist), term: Term(term), vote: MemberId(vote), last };
+        let (persist_id, term, vote) = (PersistId(persist), Term(term), MemberId(vote));
+        let started = NodeEvent::PersistStarted { persist: persist_id, term, vote, last, snapshot: None };
         self.note(at, started);
         let ms = 1 + self.below(3);
         self.later(ms, Act::Persisted { member: at, incarnation, persist });

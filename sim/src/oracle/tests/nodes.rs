@@ -153,6 +153,15 @@ fn members_that_differ_break_agreement() {
             term.0 += 1;
         })
     });
+    // A state that was taken over and is not what others had there.
+    breaks(AGREEMENT, |history| {
+        spoil_second(history, |event| {
+            let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
+            let digest = Digest(digest.0 + 1);
+            let (voters, learners) = (Vec::new(), Vec::new());
+            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners };
+        })
+    });
     // One entry left out, and one taken twice.
     breaks(AGREEMENT, |history| spoil_second(history, |event| *event = NodeEvent::Serving));
     breaks(AGREEMENT, |history| {
@@ -230,8 +239,10 @@ fn two_votes_in_a_term_break_election_safety() {
             *vote = MemberId(0);
         }
         let (persist, vote) = (PersistId(1), MemberId(vote.0 + 1));
-        history
-            .insert(at + 1, Event::Node { node, event: NodeEvent::PersistStarted { persist, term, vote, last: None } });
+        history.insert(
+            at + 1,
+            Event::Node { node, event: NodeEvent::PersistStarted { persist, term, vote, last: None, snapshot: None } },
+        );
         true
     });
 }
@@ -304,6 +315,26 @@ fn logs_that_change_break_log_matching() {
     breaks(LOGS, |history| {
         let end = history.events.len() - 1;
         history.insert(end, Event::Node { node: NodeNumber(1), event: NodeEvent::Committed { index: Index(5) } });
+        true
+    });
+}
+
+/// What three of five would have to hold, two of three do.
+#[test]
+fn a_quorum_is_one_of_the_voters_in_force() {
+    breaks(DURABILITY, |history| {
+        let applied = |event: &NodeEvent| match event {
+            NodeEvent::Applied { index, .. } if index.0 == 20 => Some(*index),
+            _ => None,
+        };
+        let Some((at, node, index)) = history.nodes(applied).next() else { return false };
+        let voters: Vec<_> = [1, 2, 3, 4, 5].map(|stranger| MemberId(stranger << 32)).into();
+        let twice = [Index(index.0 - 1), index];
+        for index in twice {
+            let (voters, learners) = (voters.clone(), Vec::new());
+            let event = NodeEvent::ConfigurationApplied { index, voters, learners, valid: true };
+            history.insert(at, Event::Node { node, event });
+        }
         true
     });
 }

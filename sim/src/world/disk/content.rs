@@ -2,25 +2,54 @@
 //!
 //! A disk writes whole sectors, in any order, at any time. So of the changes since the last good sync a power loss
 //! keeps, for each sector, those up to one of its versions; and of the lengths that the file has had, any one.
-use std::collections::BTreeMap;
+//!
+//! After a sync that failed the kernel believes that what it could not write is clean. Such changes are still read, as
+//! long as power lasts, and a power loss may still find any of them on the medium; but no later sync writes them. A
+//! sector that is written again afterwards is dirty as a whole, older changes in it included, and so is the length.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    ops::Range,
+};
 
-use super::sparse::Sparse;
+use super::{
+    extents::Extents,
+    layer::{BLOCK, Layer, SECTOR, sectors, units},
+};
 use crate::seed::Rng;
 
-/// What a disk writes as a whole or not at all, in bytes.
-pub const SECTOR: u64 = 512;
-
-/// Invariant: `len` is the length after all pending changes.
-#[derive(Default)]
+/// Invariants: `len` and `allocated` are those after all pending changes; the first `clean` pending changes are those
+/// that no sync writes any more.
+#[derive(Clone, Default)]
 pub struct Content {
-    durable: Sparse,
+    durable: Layer,
     pending: Vec<Change>,
+    clean: usize,
     len: u64,
+    allocated: Extents,
 }
 
+#[derive(Clone)]
 enum Change {
     Write { offset: u64, data: Vec<u8> },
-    Resize { len: u64 },
+    Resize { len: u64, reserved: Range<u64> },
+}
+
+impl Change {
+    fn account(&self, len: &mut u64, allocated: &mut Extents) {
+        match self {
+            Change::Write { offset, data } => {
+                let range = *offset..offset + data.len() as u64;
+                *len = range.end.max(*len);
+                allocated.insert(units(&range, BLOCK));
+            }
+            Change::Resize { len: to, reserved } => {
+                *len = *to;
+                allocated.remove(to.div_ceil(BLOCK)..u64::MAX);
+                allocated.insert(reserved.clone());
+            }
+        }
+    }
 }
 
 /// How much a power loss takes of one file. All and nothing are made likely even for many sectors.
@@ -31,22 +60,44 @@ enum Taken {
 }
 
 impl Content {
+    pub fn new(durable: Layer) -> Content {
+        let (len, allocated) = (durable.len(), durable.allocated().clone());
+        Content { durable, pending: Vec::new(), clean: 0, len, allocated }
+    }
+
     pub fn len(&self) -> u64 {
         self.len
     }
 
+    pub fn durable(&self) -> &Layer {
+        &self.durable
+    }
+
+    /// Blocks that are occupied after all pending changes.
+    pub fn allocated(&self) -> &Extents {
+        &self.allocated
+    }
+
     pub fn write(&mut self, offset: u64, data: Vec<u8>) {
         if !data.is_empty() {
-            self.len = self.len.max(offset + data.len() as u64);
-            self.pending.push(Change::Write { offset, data });
+            self.change(Change::Write { offset, data });
         }
     }
 
     pub fn set_len(&mut self, len: u64) {
-        if len != self.len {
-            self.len = len;
-            self.pending.push(Change::Resize { len });
+        self.resize(len, 0..0);
+    }
+
+    /// Cuts, or extends by zeros, and occupies the `reserved` blocks.
+    pub fn resize(&mut self, len: u64, reserved: Range<u64>) {
+        if len != self.len || self.allocated.missing(reserved.clone()) > 0 {
+            self.change(Change::Resize { len, reserved });
         }
+    }
+
+    fn change(&mut self, change: Change) {
+        change.account(&mut self.len, &mut self.allocated);
+        self.pending.push(change);
     }
 
     /// What a process sees: the durable bytes under all pending changes.
@@ -55,7 +106,7 @@ impl Content {
         self.durable.read(offset, &mut window);
         for change in &self.pending {
             match change {
-                Change::Resize { len } => {
+                Change::Resize { len, .. } => {
                     let kept = len.saturating_sub(offset).min(window.len() as u64);
                     window[kept as usize..].fill(0);
                 }
@@ -72,14 +123,123 @@ impl Content {
         window
     }
 
+    /// Whether a sector of this range cannot be read. What was written since is read from memory.
+    pub fn is_broken(&self, range: Range<u64>) -> bool {
+        let range = range.start.min(self.len)..range.end.min(self.len);
+        let broken = self.durable.broken().within(units(&range, SECTOR)).flatten();
+        let hidden = |sector: u64| {
+            self.pending.iter().any(|change| match change {
+                Change::Write { offset, data } => {
+                    units(&(*offset..offset + data.len() as u64), SECTOR).contains(&sector)
+                }
+                Change::Resize { len, .. } => *len <= sector * SECTOR,
+            })
+        };
+        broken.into_iter().any(|sector| !hidden(sector))
+    }
+
     pub fn sync(&mut self) {
-        for change in self.pending.drain(..) {
-            match change {
-                Change::Write { offset, data } => self.durable.write(offset, &data),
-                Change::Resize { len } => self.durable.set_len(len),
+        if self.clean == 0 {
+            for change in self.pending.drain(..) {
+                match change {
+                    Change::Write { offset, data } => self.durable.write(offset, &data),
+                    Change::Resize { len, reserved } => self.durable.resize(len, reserved),
+                }
             }
+        } else if self.clean < self.pending.len() {
+            self.sync_dirty();
+        } else {
+            return;
         }
         assert_eq!(self.durable.len(), self.len);
+        debug_assert_eq!(self.durable.allocated(), &self.allocated);
+    }
+
+    /// Writes the sectors that are dirty, as they are now, and the length; leaves the clean changes of others pending.
+    fn sync_dirty(&mut self) {
+        let dirty = touched(&self.pending[self.clean..]);
+        let bytes: Vec<_> = dirty.iter().map(|sector| self.read(sector * SECTOR, SECTOR as usize)).collect();
+        let left = self.lasting(self.clean).into_iter().filter(|(offset, _)| !dirty.contains(&(offset / SECTOR)));
+        let left = left.map(|(offset, data)| Change::Write { offset, data: data.to_vec() }).collect::<Vec<_>>();
+        self.resize_durable();
+        for (sector, bytes) in dirty.iter().zip(bytes).filter(|(_, bytes)| !bytes.is_empty()) {
+            self.durable.write(sector * SECTOR, &bytes);
+        }
+        self.pending = left;
+        self.clean = self.pending.len();
+    }
+
+    /// Makes all pending lengths and reservations durable, without any bytes.
+    fn resize_durable(&mut self) {
+        for change in &self.pending {
+            if let Change::Resize { len, reserved } = change {
+                self.durable.resize(*len, reserved.clone());
+            }
+        }
+        self.durable.resize(self.len, 0..0);
+        self.allocated.within(0..u64::MAX).for_each(|blocks| self.durable.resize(self.len, blocks));
+    }
+
+    /// A sync failed: what it was to write is clean from now on. Returns how many sectors that concerns.
+    pub fn drop_dirty(&mut self) -> u64 {
+        let dropped = touched(&self.pending[self.clean..]).len() as u64;
+        self.clean = self.pending.len();
+        dropped
+    }
+
+    /// What is left of the first so many changes: the parts of their writes, by sectors, that no later resize cut.
+    fn lasting(&self, count: usize) -> Vec<(u64, &[u8])> {
+        let (mut parts, mut end) = (Vec::new(), u64::MAX);
+        for (number, change) in self.pending.iter().enumerate().rev() {
+            match change {
+                Change::Resize { len, .. } => end = end.min(*len),
+                Change::Write { offset, data } if number < count => {
+                    let kept = end.saturating_sub(*offset).min(data.len() as u64) as usize;
+                    let of_write = sectors(*offset, &data[..kept]).map(|(_, at, part)| (at, part));
+                    parts.extend(of_write.collect::<Vec<_>>().into_iter().rev());
+                }
+                Change::Write { .. } => {}
+            }
+        }
+        parts.reverse();
+        parts
+    }
+
+    /// The sectors that no pending change touches.
+    pub fn firm(&self) -> Extents {
+        let mut firm = Extents::default();
+        firm.insert(0..self.durable.len().div_ceil(SECTOR));
+        for change in &self.pending {
+            match change {
+                Change::Write { offset, data } => firm.remove(units(&(*offset..offset + data.len() as u64), SECTOR)),
+                Change::Resize { len, .. } => firm.remove(len / SECTOR..u64::MAX),
+            }
+        }
+        firm
+    }
+
+    /// The length that is not durable, if there is one.
+    pub fn pending_len(&self) -> Option<u64> {
+        let resized = || self.pending.iter().any(|change| matches!(change, Change::Resize { .. }));
+        (self.len != self.durable.len() || resized()).then_some(self.len)
+    }
+
+    /// The sectors whose bytes are not durable, in order.
+    pub fn pending_sectors(&self) -> BTreeSet<u64> {
+        self.lasting(self.pending.len()).into_iter().map(|(offset, _)| offset / SECTOR).collect()
+    }
+
+    /// Keeps the pending length and each pending sector, in this order, or not, as `keep` says. Returns how many
+    /// sectors were not kept.
+    pub fn lose_exactly(&mut self, keep: &mut impl FnMut() -> bool) -> u64 {
+        let lengths = if self.pending_len().is_some() && keep() { self.pending.len() } else { 0 };
+        let sectors = self.pending_sectors();
+        let count = sectors.len();
+        let kept = sectors.into_iter().filter(|_| keep());
+        let kept: BTreeMap<u64, u64> = kept.map(|sector| (sector, u64::MAX)).collect();
+        let lost = count - kept.len();
+        self.leave(kept, lengths);
+        lost as u64
     }
 
     /// Takes what is not durable, or some of it. Returns how many sectors were not kept as they were last written.
@@ -92,32 +252,37 @@ impl Content {
             1 => Taken::Nothing,
             _ => Taken::Some,
         };
-        let pending = std::mem::take(&mut self.pending);
         // Lengths reach the disk in their order: those after some point are lost.
         let lengths = match taken {
             Taken::Everything => 0,
-            Taken::Nothing => pending.len(),
-            Taken::Some => (rng.next_u64() % (pending.len() as u64 + 1)) as usize,
+            Taken::Nothing => self.pending.len(),
+            Taken::Some => (rng.next_u64() % (self.pending.len() as u64 + 1)) as usize,
         };
-        let (mut versions, lost) = choose_versions(&pending, taken, rng);
-        let mut len = self.durable.len();
+        let (versions, lost) = choose_versions(&self.pending, taken, rng);
+        self.leave(versions, lengths);
+        lost
+    }
+
+    /// Makes so many writes of each sector durable, and so many of the lengths; the rest never was.
+    fn leave(&mut self, mut versions: BTreeMap<u64, u64>, lengths: usize) {
+        let (mut durable, pending) = (mem::take(&mut self.durable), mem::take(&mut self.pending));
+        let mut len = durable.len();
         let mut kept_len = len;
-        for (number, change) in pending.iter().enumerate() {
+        for (number, change) in pending.into_iter().enumerate() {
             match change {
                 Change::Write { offset, data } => {
                     len = len.max(offset + data.len() as u64);
-                    for (sector, at, part) in sectors(*offset, data) {
-                        let left = versions.get_mut(&sector).expect("every pending sector was counted");
-                        if *left > 0 {
+                    for (sector, at, part) in sectors(offset, &data) {
+                        if let Some(left) = versions.get_mut(&sector).filter(|left| **left > 0) {
                             *left -= 1;
-                            self.durable.write(at, part);
+                            durable.write(at, part);
                         }
                     }
                 }
-                Change::Resize { len: to } => {
-                    len = *to;
+                Change::Resize { len: to, reserved } => {
+                    len = to;
                     if number < lengths {
-                        self.durable.set_len(*to);
+                        durable.resize(to, reserved);
                     }
                 }
             }
@@ -125,9 +290,16 @@ impl Content {
                 kept_len = len;
             }
         }
-        self.durable.set_len(kept_len);
-        self.len = kept_len;
-        lost
+        durable.resize(kept_len, 0..0);
+        *self = Content::new(durable);
+    }
+
+    /// Changes the medium behind everybody's back. What is pending stays so, on top of it.
+    pub fn damage<R>(&mut self, with: impl FnOnce(&mut Layer) -> R) -> R {
+        let result = with(&mut self.durable);
+        (self.len, self.allocated) = (self.durable.len(), self.durable.allocated().clone());
+        self.pending.iter().for_each(|change| change.account(&mut self.len, &mut self.allocated));
+        result
     }
 
     /// Memory held for contents, in bytes.
@@ -138,6 +310,15 @@ impl Content {
         });
         self.durable.held() + pending.sum::<u64>()
     }
+}
+
+/// The sectors that changes write to.
+fn touched(changes: &[Change]) -> BTreeSet<u64> {
+    let writes = changes.iter().filter_map(|change| match change {
+        Change::Write { offset, data } => Some(units(&(*offset..offset + data.len() as u64), SECTOR)),
+        Change::Resize { .. } => None,
+    });
+    writes.flatten().collect()
 }
 
 /// For each sector with pending writes: how many of them reach the disk. And in how many sectors that is not all.
@@ -163,19 +344,8 @@ fn choose_versions(pending: &[Change], taken: Taken, rng: &mut impl Rng) -> (BTr
     (versions, lost)
 }
 
-/// The parts of a write: each sector's number, and what goes where in it.
-fn sectors(offset: u64, data: &[u8]) -> impl Iterator<Item = (u64, u64, &[u8])> {
-    let end = offset + data.len() as u64;
-    (offset / SECTOR..end.div_ceil(SECTOR)).map(move |sector| {
-        let (from, to) = ((sector * SECTOR).max(offset), ((sector + 1) * SECTOR).min(end));
-        (sector, from, &data[(from - offset) as usize..(to - offset) as usize])
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::seed::Seed;
 

@@ -13,8 +13,9 @@ use detcd_node::host::{BoxFuture, Disk, File, Open};
 use super::{
     Shared,
     queue::{Answer, HandleId, Ticket},
-    state::{EntryWork, FileWork, fenced},
+    state::fenced,
     tree::FileId,
+    work::{EntryWork, FileWork},
 };
 
 /// One process's disk.
@@ -133,9 +134,8 @@ impl File for FileHandle {
         self.change(FileWork::SetLen { len })
     }
 
-    /// Space never runs out yet, so there is nothing to reserve.
     fn allocate(&self, len: u64) -> BoxFuture<'_, io::Result<()>> {
-        self.change(FileWork::SetLen { len })
+        self.change(FileWork::Allocate { len })
     }
 
     fn sync(&self) -> BoxFuture<'_, io::Result<()>> {

@@ -48,9 +48,10 @@ impl Ticket {
 pub struct Job<W> {
     pub work: W,
     pub ticket: Ticket,
+    /// When it takes effect.
+    pub due: Duration,
     called: Duration,
     cost: Duration,
-    due: Duration,
     /// Whether a stall holds such work up, and whether it did.
     stalls: bool,
     stalled: bool,

@@ -1,12 +1,13 @@
-//! Bytes of a file, without the zeros: a preallocated file costs what was written into it.
-use std::collections::BTreeMap;
+//! Bytes of a file, without the zeros: a preallocated file costs what was written into it, and a copy of one nothing
+//! until it differs.
+use std::{collections::BTreeMap, sync::Arc};
 
 const CHUNK: u64 = 4 << 10;
 
 /// Invariants: a chunk that is not there reads as zeros; every byte at `len` and beyond is zero.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Sparse {
-    chunks: BTreeMap<u64, Box<[u8; CHUNK as usize]>>,
+    chunks: BTreeMap<u64, Arc<[u8; CHUNK as usize]>>,
     len: u64,
 }
 
@@ -32,6 +33,15 @@ impl Sparse {
         }
     }
 
+    /// Every part that is not all zeros, with its offset, in order.
+    pub fn for_each(&self, mut f: impl FnMut(u64, &[u8])) {
+        for (index, chunk) in &self.chunks {
+            if chunk.iter().any(|byte| *byte != 0) {
+                f(index * CHUNK, &**chunk);
+            }
+        }
+    }
+
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         self.len = self.len.max(offset + data.len() as u64);
         let (mut at, mut rest) = (offset, data);
@@ -42,10 +52,10 @@ impl Sparse {
             let chunk = match self.chunks.get_mut(&index) {
                 Some(chunk) => Some(chunk),
                 None if part.iter().all(|byte| *byte == 0) => None,
-                None => Some(self.chunks.entry(index).or_insert_with(|| Box::new([0; CHUNK as usize]))),
+                None => Some(self.chunks.entry(index).or_insert_with(|| Arc::new([0; CHUNK as usize]))),
             };
             if let Some(chunk) = chunk {
-                chunk[within..within + part.len()].copy_from_slice(part);
+                Arc::make_mut(chunk)[within..within + part.len()].copy_from_slice(part);
             }
             at += part.len() as u64;
             rest = after;
@@ -57,7 +67,7 @@ impl Sparse {
         if len < self.len {
             self.chunks.split_off(&len.div_ceil(CHUNK));
             if let Some(chunk) = self.chunks.get_mut(&(len / CHUNK)) {
-                chunk[(len % CHUNK) as usize..].fill(0);
+                Arc::make_mut(chunk)[(len % CHUNK) as usize..].fill(0);
             }
         }
         self.len = len;

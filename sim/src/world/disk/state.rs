@@ -1,93 +1,35 @@
-//! All that a disk holds, and what each operation does to it.
+//! All that a disk holds: when its operations are done, and what becomes of them when a process or a machine dies.
 use std::{
     collections::{BTreeMap, VecDeque},
     io, mem,
-    path::{Path, PathBuf},
+    path::{Component, Path},
     sync::Arc,
     time::Duration,
 };
 
 use detcd_node::host::Open;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     DiskOp, DiskStats, DiskTiming,
+    astray::Astray,
     content::Content,
+    crash::Crash,
+    faults::Faults,
+    layer::BLOCK,
     queue::{Answer, HandleId, Job, Price, Queue, Ticket},
     tree::{FileId, Tree},
+    work::{EntryWork, FileWork},
 };
 use crate::seed::{ChaCha8Rng, Rng, Seed};
 
-/// Work on one file.
-pub enum FileWork {
-    Len,
-    Read { offset: u64, len: usize },
-    Write { offset: u64, data: Vec<u8>, sync: bool },
-    SetLen { len: u64 },
-    Sync,
-}
-
-/// Work on directory entries.
-pub enum EntryWork {
-    CreateDirAll(PathBuf),
-    List(PathBuf),
-    Open(PathBuf, Open),
-    Rename(PathBuf, PathBuf),
-    Remove(PathBuf),
-    SyncDir(PathBuf),
-}
-
-/// What faults tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-    Sync,
-}
-
 #[derive(Default)]
-struct Inode {
-    content: Content,
-    queue: Queue<FileWork>,
-    /// As it was opened or last renamed.
-    path: Arc<str>,
-    handles: u64,
-    lock: Option<HandleId>,
-}
-
-/// What is wrong with the disk. Every operation asks here, and nowhere else.
-#[derive(Default)]
-pub struct Faults {
-    stalled_until: Duration,
-    /// Syncs take this many times as long, and as much more.
-    slow: Option<(u32, Duration)>,
-    lying: bool,
-}
-
-/// How an operation is to go.
-enum Verdict {
-    Honest,
-    /// Claim that it is done, and do nothing.
-    Pretend,
-}
-
-impl Faults {
-    pub fn slow_sync(&mut self, factor: u32, extra: Duration) {
-        self.slow = (factor != 1 || extra > Duration::ZERO).then_some((factor, extra));
-    }
-
-    pub fn lie(&mut self, lying: bool) {
-        self.lying = lying;
-    }
-
-    /// Asked once for each operation, when it takes effect. Here is the place for errors and for full disks.
-    fn judge(&self, kind: Kind, stats: &mut DiskStats) -> io::Result<Verdict> {
-        if self.lying && kind == Kind::Sync {
-            stats.lied_syncs += 1;
-            return Ok(Verdict::Pretend);
-        }
-        Ok(Verdict::Honest)
-    }
+pub struct Inode {
+    pub content: Content,
+    pub queue: Queue<FileWork>,
+    /// The name it has, or the last one it had.
+    pub path: Arc<str>,
+    pub handles: u64,
+    pub lock: Option<HandleId>,
 }
 
 pub struct State {
@@ -95,14 +37,26 @@ pub struct State {
     pub epoch: u64,
     pub timing: DiskTiming,
     pub faults: Faults,
+    pub astray: Astray,
+    pub crash: Crash,
+    /// What fits, in bytes.
+    pub capacity: Option<u64>,
     pub stats: DiskStats,
     pub tree: Tree,
+    pub files: BTreeMap<FileId, Inode>,
     /// What the observer has yet to hear.
     pub notes: Vec<DiskOp>,
-    files: BTreeMap<FileId, Inode>,
+    /// What is to be called after that.
+    pub then: Vec<Box<dyn FnOnce() + Send>>,
+    /// When that which is being done takes effect.
+    pub at: Duration,
+    /// A fence is falling: what is being done is not acknowledged.
+    pub dying: bool,
+    pub last_file: FileId,
+    pub last_handle: HandleId,
+    /// How much of a failed write is done.
+    pub fault_rng: ChaCha8Rng,
     entries: Queue<EntryWork>,
-    last_file: FileId,
-    last_handle: HandleId,
     rng: ChaCha8Rng,
 }
 
@@ -112,19 +66,41 @@ impl State {
             epoch: 0,
             timing,
             faults: Faults::default(),
+            astray: Astray::default(),
+            crash: Crash::default(),
+            capacity: None,
             stats: DiskStats::default(),
             tree: Tree::new(),
-            notes: Vec::new(),
             files: BTreeMap::new(),
-            entries: Queue::default(),
+            notes: Vec::new(),
+            then: Vec::new(),
+            at: Duration::ZERO,
+            dying: false,
             last_file: 0,
             last_handle: 0,
+            fault_rng: seed.child("disk faults", 0).rng(),
+            entries: Queue::default(),
             rng: seed.child("disk latency", 0).rng(),
         }
     }
 
     pub fn content(&self, file: FileId) -> &Content {
         &self.files[&file].content
+    }
+
+    pub fn inode(&mut self, file: FileId) -> &mut Inode {
+        self.files.get_mut(&file).expect("whoever names a file keeps it")
+    }
+
+    pub fn path(&self, file: FileId) -> Arc<str> {
+        self.files[&file].path.clone()
+    }
+
+    /// Tells all files their names anew.
+    pub fn name_files(&mut self) {
+        for (path, file) in self.tree.walk() {
+            self.inode(file).path = path.into();
+        }
     }
 
     pub fn held(&self) -> u64 {
@@ -143,11 +119,7 @@ impl State {
     }
 
     pub fn call_entry(&mut self, work: EntryWork, now: Duration) -> Ticket {
-        let kind = match &work {
-            EntryWork::List(_) | EntryWork::Open(_, Open::Read | Open::Write) => Kind::Read,
-            EntryWork::SyncDir(_) => Kind::Sync,
-            _ => Kind::Write,
-        };
+        let changes = !matches!(work, EntryWork::List(_) | EntryWork::Open(_, Open::Read | Open::Write));
         let cost = match &work {
             EntryWork::SyncDir(path) => {
                 self.notes.push(DiskOp::SyncCalled { path: shown(path) });
@@ -155,7 +127,7 @@ impl State {
             }
             _ => self.timing.entry.draw(&mut self.rng),
         };
-        let price = self.price(kind, cost);
+        let price = self.price(changes, cost);
         let ticket = self.entries.push(work, now, price, &mut self.stats);
         self.settle_entries(now);
         ticket
@@ -165,37 +137,36 @@ impl State {
         let bytes_per_us = u64::from(self.timing.bytes_per_us.max(1));
         let transfer = |bytes: u64| Duration::from_nanos(bytes * 1_000 / bytes_per_us);
         match work {
-            FileWork::Len => self.price(Kind::Read, Duration::ZERO),
+            FileWork::Len => self.price(false, Duration::ZERO),
             FileWork::Read { len, .. } => {
                 let bytes = self.content(file).len().min(*len as u64);
                 let seek = self.timing.read.draw(&mut self.rng);
-                self.price(Kind::Read, seek + transfer(bytes))
+                self.price(false, seek + transfer(bytes))
             }
             FileWork::Write { data, sync, .. } => {
                 let write = self.timing.write.draw(&mut self.rng) + transfer(data.len() as u64);
                 let sync = if *sync { self.draw_sync() } else { Duration::ZERO };
-                self.price(Kind::Write, write + sync)
+                self.price(true, write + sync)
             }
-            FileWork::SetLen { .. } => {
+            FileWork::SetLen { .. } | FileWork::Allocate { .. } => {
                 let cost = self.timing.write.draw(&mut self.rng);
-                self.price(Kind::Write, cost)
+                self.price(true, cost)
             }
             FileWork::Sync => {
                 let cost = self.draw_sync();
-                self.price(Kind::Sync, cost)
+                self.price(true, cost)
             }
         }
     }
 
-    fn price(&self, kind: Kind, cost: Duration) -> Price {
-        Price { cost, stalled_until: (kind != Kind::Read).then_some(self.faults.stalled_until) }
+    /// A stall holds up what changes the medium.
+    fn price(&self, changes: bool, cost: Duration) -> Price {
+        Price { cost, stalled_until: changes.then_some(self.faults.stalled_until) }
     }
 
     fn draw_sync(&mut self) -> Duration {
         let drawn = self.timing.sync.draw(&mut self.rng);
-        let Some((factor, extra)) = self.faults.slow else { return drawn };
-        self.stats.slowed_syncs += 1;
-        drawn * factor + extra
+        self.faults.sync_time(drawn, &mut self.stats)
     }
 
     /// Does all work on a file whose time has come.
@@ -219,11 +190,13 @@ impl State {
     }
 
     fn finish_file_job(&mut self, file: FileId, job: Job<FileWork>) {
+        self.at = job.due;
         let answer = self.do_file_work(file, job.work);
         job.ticket.with(|waiting| waiting.answer = Some(answer));
     }
 
     fn finish_entry_job(&mut self, job: Job<EntryWork>) {
+        self.at = job.due;
         let answer = self.do_entry_work(job.work);
         let unclaimed = job.ticket.with(|waiting| match answer {
             Ok(Answer::Opened(file, handle)) if waiting.abandoned => Some((file, handle)),
@@ -237,108 +210,8 @@ impl State {
         }
     }
 
-    fn do_file_work(&mut self, file: FileId, work: FileWork) -> io::Result<Answer> {
-        let (faults, stats, notes) = (&self.faults, &mut self.stats, &mut self.notes);
-        let inode = self.files.get_mut(&file).expect("a queue lives in its file");
-        let path = || inode.path.clone();
-        match work {
-            FileWork::Len => return Ok(Answer::Length(inode.content.len())),
-            FileWork::Read { offset, len } => {
-                faults.judge(Kind::Read, stats)?;
-                let bytes = inode.content.read(offset, len);
-                stats.reads += 1;
-                stats.bytes_read += bytes.len() as u64;
-                return Ok(Answer::Bytes(bytes));
-            }
-            FileWork::Write { offset, data, sync } => {
-                faults.judge(Kind::Write, stats)?;
-                stats.writes += 1;
-                stats.bytes_written += data.len() as u64;
-                notes.push(DiskOp::Written { path: path(), offset, len: data.len() as u64, hash: xxh3_64(&data) });
-                inode.content.write(offset, data);
-                if sync {
-                    sync_file(inode, faults, stats, notes)?;
-                }
-            }
-            FileWork::SetLen { len } => {
-                faults.judge(Kind::Write, stats)?;
-                notes.push(DiskOp::Resized { path: path(), len });
-                inode.content.set_len(len);
-            }
-            FileWork::Sync => sync_file(inode, faults, stats, notes)?,
-        }
-        Ok(Answer::Done)
-    }
-
-    fn do_entry_work(&mut self, work: EntryWork) -> io::Result<Answer> {
-        match work {
-            EntryWork::List(path) => {
-                self.faults.judge(Kind::Read, &mut self.stats)?;
-                return Ok(Answer::Names(self.tree.list(&path)?));
-            }
-            EntryWork::Open(path, how) => return self.open(&path, how),
-            EntryWork::SyncDir(path) => {
-                let verdict = self.faults.judge(Kind::Sync, &mut self.stats)?;
-                self.tree.sync_dir(&path, matches!(verdict, Verdict::Honest))?;
-                self.stats.syncs += 1;
-                self.notes.push(DiskOp::DirSynced { path: shown(&path) });
-                self.collect();
-            }
-            EntryWork::CreateDirAll(path) => {
-                self.faults.judge(Kind::Write, &mut self.stats)?;
-                self.tree.create_dir_all(&path)?;
-                self.notes.push(DiskOp::DirsCreated { path: shown(&path) });
-            }
-            EntryWork::Rename(from, to) => {
-                self.faults.judge(Kind::Write, &mut self.stats)?;
-                if let Some(file) = self.tree.rename(&from, &to)? {
-                    self.files.get_mut(&file).expect("a name leads to a file").path = shown(&to);
-                }
-                self.notes.push(DiskOp::Renamed { from: shown(&from), to: shown(&to) });
-            }
-            EntryWork::Remove(path) => {
-                self.faults.judge(Kind::Write, &mut self.stats)?;
-                self.tree.remove(&path)?;
-                self.notes.push(DiskOp::Removed { path: shown(&path) });
-            }
-        }
-        Ok(Answer::Done)
-    }
-
-    fn open(&mut self, path: &Path, how: Open) -> io::Result<Answer> {
-        self.faults.judge(if how == Open::Create { Kind::Write } else { Kind::Read }, &mut self.stats)?;
-        let file = if how == Open::Create {
-            self.tree.create(path, self.last_file + 1)?;
-            self.last_file += 1;
-            self.files.insert(self.last_file, Inode { path: shown(path), ..Inode::default() });
-            self.notes.push(DiskOp::Created { path: shown(path) });
-            self.last_file
-        } else {
-            self.tree.file(path)?
-        };
-        let inode = self.files.get_mut(&file).expect("a name leads to a file");
-        self.last_handle += 1;
-        if how != Open::Read {
-            if inode.lock.is_some() {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            inode.lock = Some(self.last_handle);
-        }
-        inode.handles += 1;
-        Ok(Answer::Opened(file, self.last_handle))
-    }
-
-    pub fn close(&mut self, file: FileId, handle: HandleId) {
-        let inode = self.files.get_mut(&file).expect("an open file is there");
-        inode.handles -= 1;
-        inode.lock.take_if(|holder| *holder == handle);
-        if inode.handles == 0 {
-            self.collect();
-        }
-    }
-
     /// Forgets the files that nobody can reach any more.
-    fn collect(&mut self) {
+    pub fn collect(&mut self) {
         let named = self.tree.files();
         self.files.retain(|file, inode| inode.handles > 0 || !inode.queue.is_empty() || named.contains(file));
     }
@@ -359,26 +232,38 @@ impl State {
 
     pub fn power_loss(&mut self, now: Duration, rng: &mut impl Rng) {
         self.settle_all(now);
-        self.stats.power_losses += 1;
         // A write in flight is as good as one not synced; a sync in flight made durable what the draw below keeps.
-        for inode in self.files.values_mut() {
-            let (jobs, path) = (inode.queue.take(), inode.path.clone());
-            for job in &jobs {
-                if let FileWork::Write { offset, data, .. } = &job.work {
-                    let (offset, len, hash) = (*offset, data.len() as u64, xxh3_64(data));
-                    self.notes.push(DiskOp::Written { path: path.clone(), offset, len, hash });
-                }
-            }
-            self.stats.aborted_ops += abort(jobs, |work| match work {
-                FileWork::Write { offset, data, .. } => inode.content.write(offset, data),
-                FileWork::SetLen { len } => inode.content.set_len(len),
-                FileWork::Len | FileWork::Read { .. } | FileWork::Sync => {}
-            });
+        for file in Vec::from_iter(self.files.keys().copied()) {
+            let jobs = self.inode(file).queue.take();
+            self.stats.aborted_ops += jobs.len() as u64;
+            jobs.into_iter().for_each(|job| self.do_in_flight(file, fail(job)));
         }
         self.fence(|in_flight| (rng.next_u64() % (in_flight as u64 + 1)) as usize);
         let entries = self.tree.lose(rng);
         self.collect();
         let sectors = self.files.values_mut().map(|inode| inode.content.lose(rng)).sum();
+        self.power_lost(sectors, entries);
+    }
+
+    fn do_in_flight(&mut self, file: FileId, work: FileWork) {
+        match work {
+            FileWork::Write { offset, mut data, .. } => {
+                data.truncate(self.fitting(file, offset..offset + data.len() as u64) as usize);
+                self.land(file, offset, data);
+            }
+            FileWork::SetLen { len } => self.inode(file).content.set_len(len),
+            FileWork::Allocate { len } if self.fitting(file, 0..len) < len => {}
+            FileWork::Allocate { len } => self.inode(file).content.resize(len, 0..len.div_ceil(BLOCK)),
+            FileWork::Len | FileWork::Read { .. } | FileWork::Sync => {}
+        }
+    }
+
+    /// Power was lost, and with it so many sectors and entries.
+    pub fn power_lost(&mut self, sectors: u64, entries: u64) {
+        self.collect();
+        self.name_files();
+        self.crash.end();
+        self.stats.power_losses += 1;
         self.stats.entries_lost += entries;
         self.stats.sectors_lost += sectors;
         self.notes.push(DiskOp::PowerLost { sectors, entries });
@@ -388,6 +273,7 @@ impl State {
     /// acknowledged, and no lock is left.
     pub fn fence(&mut self, mut done: impl FnMut(usize) -> usize) {
         self.epoch += 1;
+        self.dying = true;
         let mut jobs = self.entries.take();
         let rest = jobs.split_off(done(jobs.len()));
         self.stats.aborted_ops += (jobs.len() + rest.len()) as u64;
@@ -405,17 +291,9 @@ impl State {
             inode.handles = 0;
             inode.lock = None;
         }
+        self.dying = false;
         self.collect();
     }
-}
-
-fn sync_file(inode: &mut Inode, faults: &Faults, stats: &mut DiskStats, notes: &mut Vec<DiskOp>) -> io::Result<()> {
-    if let Verdict::Honest = faults.judge(Kind::Sync, stats)? {
-        inode.content.sync();
-    }
-    stats.syncs += 1;
-    notes.push(DiskOp::Synced { path: inode.path.clone() });
-    Ok(())
 }
 
 /// Tells whoever waits that the process is dead.
@@ -439,7 +317,12 @@ pub fn fenced() -> io::Error {
     io::Error::other("the process that opened this is dead")
 }
 
-/// A path as observers see it.
+/// A path as observers and faults know it: from the root, whatever the caller wrote.
 pub fn shown(path: &Path) -> Arc<str> {
-    path.to_string_lossy().into()
+    let mut shown = String::new();
+    for part in path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir)) {
+        shown.push('/');
+        shown.push_str(&part.as_os_str().to_string_lossy());
+    }
+    if shown.is_empty() { "/".into() } else { shown.into() }
 }

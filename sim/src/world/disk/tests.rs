@@ -1,4 +1,11 @@
 //! The disk as a process and a nemesis see it, on simulated time.
+mod crash;
+mod damage;
+mod faults;
+mod model;
+mod space;
+mod torture;
+
 use std::{collections::BTreeSet, future::Future};
 
 use detcd_node::host::{File, Open};

@@ -2,12 +2,13 @@
 //!
 //! A change of entries (create, rename, remove) is pending until its directory is synced. A rename is one change: done
 //! or not done. It lies in two directories, and syncing either of them makes it durable, as a journal does.
+//! A change whose sync failed is clean: no later sync makes it durable by itself, only with one that depends on it.
 //!
 //! Invariant: `live` is `durable` with all pending changes applied, in order. A change depends on every earlier one
 //! that touches a name of its own: it is never durable, nor survives a power loss, without them.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, mem,
     path::{Component, Path},
 };
 
@@ -25,17 +26,23 @@ pub enum Entry {
     Dir(DirId),
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Dir {
     live: BTreeMap<String, Entry>,
     durable: BTreeMap<String, Entry>,
 }
 
 /// A create has only `link`, a remove only `unlink`, a rename both.
+#[derive(Clone)]
 struct Change {
     unlink: Option<Place>,
     link: Option<(Place, Entry)>,
+    /// A sync of it failed.
+    clean: bool,
 }
+
+/// The entries of directories, by their numbers.
+pub type Listing = BTreeMap<DirId, BTreeMap<String, Entry>>;
 
 impl Change {
     fn places(&self) -> impl Iterator<Item = &Place> {
@@ -43,6 +50,7 @@ impl Change {
     }
 }
 
+#[derive(Clone)]
 pub struct Tree {
     dirs: BTreeMap<DirId, Dir>,
     pending: Vec<Change>,
@@ -52,6 +60,65 @@ pub struct Tree {
 impl Tree {
     pub fn new() -> Tree {
         Tree { dirs: BTreeMap::from([(ROOT, Dir::default())]), pending: Vec::new(), last_dir: ROOT }
+    }
+
+    /// All that is durable.
+    pub fn listing(&self) -> Listing {
+        let (mut listing, mut next) = (Listing::new(), vec![ROOT]);
+        while let Some(dir) = next.pop() {
+            let entries = self.dirs[&dir].durable.clone();
+            next.extend(entries.values().filter_map(|entry| match entry {
+                Entry::Dir(dir) => Some(*dir),
+                Entry::File(_) => None,
+            }));
+            listing.insert(dir, entries);
+        }
+        listing
+    }
+
+    /// From now on there is what `listing` says, and all of it is durable.
+    pub fn restore(&mut self, listing: &Listing) {
+        self.pending.clear();
+        let dir = |entries: &BTreeMap<String, Entry>| Dir { live: entries.clone(), durable: entries.clone() };
+        self.dirs = listing.iter().map(|(id, entries)| (*id, dir(entries))).collect();
+        self.dirs.entry(ROOT).or_default();
+        // A number is never used twice, not even by a directory that an image holds.
+        self.last_dir = self.last_dir.max(*self.dirs.last_key_value().expect("there is a root").0);
+    }
+
+    /// Every file that a process can find, by its path, in the order of the paths' names.
+    pub fn walk(&self) -> Vec<(String, FileId)> {
+        let mut found = Vec::new();
+        self.walk_from(ROOT, "", &mut |path, entry| {
+            if let Entry::File(file) = entry {
+                found.push((path, file));
+            }
+        });
+        found
+    }
+
+    fn walk_from(&self, dir: DirId, path: &str, visit: &mut impl FnMut(String, Entry)) {
+        for (name, entry) in &self.dirs[&dir].live {
+            let path = format!("{path}/{name}");
+            visit(path.clone(), *entry);
+            if let Entry::Dir(dir) = entry {
+                self.walk_from(*dir, &path, visit);
+            }
+        }
+    }
+
+    /// What the pending changes take away and what they enter, in order.
+    pub fn pending(&self) -> Vec<(Option<String>, Option<String>)> {
+        let mut paths = BTreeMap::from([(ROOT, String::new())]);
+        self.walk_from(ROOT, "", &mut |path, entry| {
+            if let Entry::Dir(dir) = entry {
+                paths.insert(dir, path);
+            }
+        });
+        // A directory that was replaced has no path any more.
+        let path = |(dir, name): &Place| format!("{}/{name}", paths.get(dir).map_or("?", |path| path));
+        let change = |change: &Change| (change.unlink.as_ref().map(path), change.link.as_ref().map(|(at, _)| path(at)));
+        self.pending.iter().map(change).collect()
     }
 
     pub fn create_dir_all(&mut self, path: &Path) -> io::Result<()> {
@@ -120,13 +187,29 @@ impl Tree {
         Ok(())
     }
 
+    /// Removes a file from where it durably is, too. What is pending of its name goes with it.
+    pub fn remove_durably(&mut self, path: &Path) -> io::Result<()> {
+        let place = self.place(path)?;
+        self.remove(path)?;
+        self.commit(|change| change.places().any(|of| *of == place));
+        Ok(())
+    }
+
     /// Whether there is such a directory; makes its changes durable if `honest`.
     pub fn sync_dir(&mut self, path: &Path, honest: bool) -> io::Result<()> {
         let dir = self.dir(path)?;
         if honest {
-            self.commit(|change| change.places().any(|(of, _)| *of == dir));
+            self.commit(|change| !change.clean && change.places().any(|(of, _)| *of == dir));
         }
         Ok(())
+    }
+
+    /// A sync of this directory failed: its changes are clean from now on.
+    pub fn drop_dirty(&mut self, dir: DirId) {
+        for change in &mut self.pending {
+            let lies_here = change.places().any(|(of, _)| *of == dir);
+            change.clean |= lies_here;
+        }
     }
 
     pub fn sync_all(&mut self) {
@@ -135,10 +218,14 @@ impl Tree {
 
     /// Each pending change survives or not, by chance. Returns how many did not.
     pub fn lose(&mut self, rng: &mut impl Rng) -> u64 {
+        self.lose_exactly(&mut || rng.next_u64() >> 63 == 1)
+    }
+
+    /// As `keep` says, each pending change survives or not, in order; but none without those it depends on.
+    pub fn lose_exactly(&mut self, keep: &mut impl FnMut() -> bool) -> u64 {
         let (mut lost, mut uprooted) = (0, BTreeSet::new());
-        for change in std::mem::take(&mut self.pending) {
-            let survives = rng.next_u64() >> 63 == 1;
-            if survives && !change.places().any(|place| uprooted.contains(place)) {
+        for change in mem::take(&mut self.pending) {
+            if keep() && !change.places().any(|place| uprooted.contains(place)) {
                 apply(&mut self.dirs, change, |dir| &mut dir.durable);
             } else {
                 uprooted.extend(change.places().cloned());
@@ -172,8 +259,8 @@ impl Tree {
     }
 
     fn change(&mut self, unlink: Option<Place>, link: Option<(Place, Entry)>) {
-        let change = Change { unlink, link };
-        apply(&mut self.dirs, Change { unlink: change.unlink.clone(), link: change.link.clone() }, |dir| &mut dir.live);
+        let change = Change { unlink, link, clean: false };
+        apply(&mut self.dirs, change.clone(), |dir| &mut dir.live);
         self.pending.push(change);
     }
 
@@ -187,7 +274,7 @@ impl Tree {
                 *mark = true;
             }
         }
-        for (mark, change) in marks.into_iter().zip(std::mem::take(&mut self.pending)) {
+        for (mark, change) in marks.into_iter().zip(mem::take(&mut self.pending)) {
             if mark {
                 apply(&mut self.dirs, change, |dir| &mut dir.durable);
             } else {
@@ -196,7 +283,7 @@ impl Tree {
         }
     }
 
-    fn dir(&self, path: &Path) -> io::Result<DirId> {
+    pub fn dir(&self, path: &Path) -> io::Result<DirId> {
         names(path)?.into_iter().try_fold(ROOT, |dir, name| match self.dirs[&dir].live.get(name) {
             Some(Entry::Dir(inner)) => Ok(*inner),
             Some(Entry::File(_)) => Err(io::ErrorKind::NotADirectory.into()),

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use detcd_node::host::{BoxFuture, Io, Listener, Net, Role};
+use detcd_node::{
+    config::parse_url,
+    host::{BoxFuture, Io, Listener, Net, Role},
+};
 
 use super::{
     NetOp, Shared,
@@ -237,8 +240,12 @@ pub struct ProcessNet {
 
 impl ProcessNet {
     /// `localhost` and the unspecified address are this machine.
-    fn resolve(&self, address: &str) -> io::Result<(IpAddr, u16)> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("not an address: {address}"));
+    fn resolve(&self, url: &str) -> io::Result<(IpAddr, u16)> {
+        let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("not a URL of this network: {url}"));
+        let (address, tls) = parse_url(url).ok_or_else(invalid)?;
+        if tls {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, format!("{url}: this network has no TLS")));
+        }
         let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
         let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(invalid)?;
         if host == "localhost" {
@@ -308,9 +315,9 @@ impl ProcessNet {
 
 impl Net for ProcessNet {
     /// Roles make no difference here: there is no TLS.
-    fn listen<'a>(&'a self, _: Role, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+    fn listen<'a>(&'a self, _: Role, url: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let at = self.resolve(address)?;
+            let at = self.resolve(url)?;
             if at.0 != self.ip {
                 return Err(io::ErrorKind::AddrNotAvailable.into());
             }
@@ -319,8 +326,8 @@ impl Net for ProcessNet {
         })
     }
 
-    fn connect<'a>(&'a self, _: Role, address: &'a str) -> BoxFuture<'a, io::Result<Io>> {
-        Box::pin(async move { self.connect_to(self.resolve(address)?).await })
+    fn connect<'a>(&'a self, _: Role, url: &'a str) -> BoxFuture<'a, io::Result<Io>> {
+        Box::pin(async move { self.connect_to(self.resolve(url)?).await })
     }
 }
 

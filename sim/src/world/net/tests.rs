@@ -35,7 +35,7 @@ pub fn ip(number: u8) -> IpAddr {
     [10, 0, 0, number].into()
 }
 
-pub const PORT: &str = "10.0.0.1:2380";
+pub const PORT: &str = "http://10.0.0.1:2380";
 
 /// Latency is exactly 1 ms, and nothing is lost.
 pub fn exact() -> NetParams {
@@ -117,17 +117,20 @@ fn addresses_are_checked() {
     world(2, exact(), |bench| async move {
         let (server, client) = (bench.net.host(ip(1)), bench.net.host(ip(2)));
         let kind = |result: io::Result<Box<dyn Listener>>| result.map(drop).unwrap_err().kind();
-        let _held = server.listen(Role::Peer, "0.0.0.0:2380").await.unwrap();
+        let _held = server.listen(Role::Peer, "http://0.0.0.0:2380").await.unwrap();
         assert_eq!(kind(server.listen(Role::Client, PORT).await), io::ErrorKind::AddrInUse);
         assert_eq!(kind(client.listen(Role::Client, PORT).await), io::ErrorKind::AddrNotAvailable);
         for bad in ["", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:70000", "nobody:1"] {
-            assert_eq!(kind(server.listen(Role::Client, bad).await), io::ErrorKind::InvalidInput, "{bad}");
+            let bad = format!("http://{bad}");
+            assert_eq!(kind(server.listen(Role::Client, &bad).await), io::ErrorKind::InvalidInput, "{bad}");
         }
-        server.connect(Role::Peer, "localhost:2380").await.unwrap();
-        server.connect(Role::Peer, "[::1]:2380").await.unwrap();
+        assert_eq!(kind(server.listen(Role::Client, "10.0.0.1:1").await), io::ErrorKind::InvalidInput);
+        assert_eq!(kind(server.listen(Role::Client, "https://10.0.0.1:1").await), io::ErrorKind::Unsupported);
+        server.connect(Role::Peer, "http://localhost:2380").await.unwrap();
+        server.connect(Role::Peer, "http://[::1]:2380").await.unwrap();
         client.connect(Role::Peer, PORT).await.unwrap();
         let started = bench.time.now();
-        let refused = client.connect(Role::Peer, "10.0.0.1:1").await.err().unwrap();
+        let refused = client.connect(Role::Peer, "http://10.0.0.1:1").await.err().unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         took(&bench, started, ms(2));
         let stats = bench.net.stats();

@@ -1,0 +1,246 @@
+//! Snapshots between members: a leader's state as the body of a request, etcd's way.
+//!
+//! ```text
+//! POST /raft/snapshot: | length: u64 BE | raftpb.Message: a snapshot without its state | the state: a bbolt file |
+//! ```
+//!
+//! Between two of our own the state's SHA-256 follows ([`CHECKSUM_HEADER`]): nothing else would tell a bit that flipped
+//! in a value. The answer comes once the state is durable and checked.
+//!
+//! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads. Either side gives up when nothing
+//! moves for some seconds; the leader's replica is told in any case.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use detcd_core::{
+    consensus::Message,
+    event::NodeEvent,
+    format::v2store,
+    limits::{PEER_MESSAGE_BYTES_MAX, SNAPSHOT_ANSWER_MS, SNAPSHOT_STALL_MS},
+    replica::State,
+};
+use futures::{
+    future::{Either, select},
+    stream,
+};
+use http::{Request, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Incoming;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Context, Peer,
+    client::{self, AskError},
+    dial::introduce,
+    note,
+};
+use crate::{
+    config::parse_url,
+    inbox::Item,
+    snapshots::{Image, Pieces, ReceiveError, receive},
+};
+
+/// Says that the state is followed by its SHA-256.
+pub const CHECKSUM_HEADER: &str = "X-Detcd-Checksum";
+
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error("it is no peer any more")]
+    Gone,
+    #[error("another snapshot is on its way there")]
+    Busy,
+    #[error("{0:?} is no URL")]
+    Url(String),
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("it makes no headway")]
+    Stalled,
+    #[error("the peer refuses with {status}: {reason}")]
+    Refused { status: StatusCode, reason: String },
+}
+
+pub async fn send(context: Context, message: Message, state: State) {
+    let to = message.to();
+    let result = match context.peer(to) {
+        None => Err(SendError::Gone),
+        Some(peer) if peer.sending.swap(true, Relaxed) => Err(SendError::Busy),
+        Some(peer) => {
+            let result = send_to(&context, &peer, message, state).await;
+            peer.sending.store(false, Relaxed);
+            result
+        }
+    };
+    if let Err(error) = &result {
+        tracing::warn!(target: "peers", peer = %to, %error, "a snapshot did not arrive");
+    }
+    context.handle.push(Item::SnapshotSent { to, delivered: result.is_ok() });
+}
+
+async fn send_to(context: &Context, peer: &Peer, mut message: Message, state: State) -> Result<(), SendError> {
+    let url = peer.urls.lock().first().cloned().unwrap_or_default();
+    let Some((address, _)) = parse_url(&url) else { return Err(SendError::Url(url)) };
+    message.set_snapshot_data(v2store::write(&state.0.membership, state.0.cluster_version.as_deref()));
+    let mut head = (message.encoded_len() as u64).to_be_bytes().to_vec();
+    message.encode(&mut head);
+    // Whoever tells its run is one of ours.
+    let checksum = peer.incoming.run.lock().is_some();
+    let moved = Arc::new(AtomicU64::new(0));
+    let body = body(head, Image::of(state).await, checksum, moved.clone());
+    let request = Request::post("/raft/snapshot").header("Content-Type", "application/octet-stream");
+    let mut request = introduce(context, request, address).header("X-Raft-To", peer.id.to_string());
+    if checksum {
+        request = request.header(CHECKSUM_HEADER, "sha256");
+    }
+    let request = request.body(body).expect("our own headers are valid");
+    let within = Duration::from_secs(24 * 3_600); // as long as it moves
+    let ask = Box::pin(client::ask(&context.host, &url, request, within));
+    let answer = match select(ask, Box::pin(stalled(context, &moved))).await {
+        Either::Left((answer, _)) => answer?,
+        Either::Right(..) => return Err(SendError::Stalled),
+    };
+    if answer.status().is_success() {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(answer.body()).trim().to_owned();
+    Err(SendError::Refused { status: answer.status(), reason })
+}
+
+/// The whole of it went out.
+const ALL: u64 = u64::MAX;
+
+/// Ends when nothing moved for too long. With all of it out, the peer gets time to check it.
+async fn stalled(context: &Context, moved: &AtomicU64) {
+    let mut seen = 0;
+    loop {
+        let wait = if seen == ALL { SNAPSHOT_ANSWER_MS } else { SNAPSHOT_STALL_MS };
+        context.host.clock.sleep(Duration::from_millis(wait)).await;
+        let now = moved.load(Relaxed);
+        if now == seen {
+            return;
+        }
+        seen = now;
+    }
+}
+
+type Outgoing = http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>;
+
+fn body(head: Vec<u8>, image: Image, checksum: bool, moved: Arc<AtomicU64>) -> Outgoing {
+    struct Sending {
+        head: Option<Vec<u8>>,
+        image: Option<Image>,
+        hash: Sha256,
+        checksum: bool,
+        moved: Arc<AtomicU64>,
+    }
+    let start = Sending { head: Some(head), image: Some(image), hash: Sha256::new(), checksum, moved };
+    let pieces = stream::unfold(start, |mut sending| async move {
+        if let Some(head) = sending.head.take() {
+            return Some((Ok(Frame::data(Bytes::from(head))), sending));
+        }
+        let Some(chunk) = sending.image.as_mut()?.next().await else {
+            sending.image = None;
+            sending.moved.store(ALL, Relaxed);
+            let end = sending.hash.finalize_reset();
+            return sending.checksum.then(|| (Ok(Frame::data(Bytes::copy_from_slice(&end))), sending));
+        };
+        if sending.checksum {
+            sending.hash.update(&chunk);
+        }
+        sending.moved.fetch_add(1, Relaxed);
+        Some((Ok(Frame::data(Bytes::from(chunk))), sending))
+    });
+    StreamBody::new(pieces).boxed_unsync()
+}
+
+/// Takes a snapshot in and hands it to the replica. The answer for the leader.
+pub async fn take(context: &Context, body: Incoming, checksum: bool) -> (StatusCode, String) {
+    if context.receiving.swap(true, Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "another snapshot is being received\n".into());
+    }
+    let result = take_in(context, body, checksum).await;
+    context.receiving.store(false, Relaxed);
+    match result {
+        Ok((message, state)) => {
+            context.handle.push(Item::Snapshot { message, state });
+            (StatusCode::NO_CONTENT, String::new())
+        }
+        Err(error) => {
+            tracing::warn!(target: "peers", %error, "a snapshot that came is not usable");
+            note(context, NodeEvent::SnapshotRejected { reason: error.to_string() });
+            let status = match error {
+                ReceiveError::Disk(_) | ReceiveError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
+                _ => StatusCode::BAD_REQUEST,
+            };
+            (status, format!("{error}\n"))
+        }
+    }
+}
+
+async fn take_in(context: &Context, body: Incoming, checksum: bool) -> Result<(Message, State), ReceiveError> {
+    let mut source = Source { context, body, ahead: BytesMut::new() };
+    let length = u64::from_be_bytes(source.exactly(8).await?[..].try_into().expect("eight bytes"));
+    if length > PEER_MESSAGE_BYTES_MAX as u64 {
+        return Err(ReceiveError::Cut(format!("a message of {length} bytes")));
+    }
+    let bytes = source.exactly(length as usize).await?;
+    let message = Message::decode(&bytes).map_err(|error| ReceiveError::Cut(error.to_string()))?;
+    if message.to() != context.member {
+        return Err(ReceiveError::NoSnapshot);
+    }
+    let state = receive(&context.snapshots, &message, &mut source, checksum).await?;
+    Ok((message, state))
+}
+
+/// A request's body, piece by piece.
+struct Source<'a> {
+    context: &'a Context,
+    body: Incoming,
+    /// Came, and was not taken yet.
+    ahead: BytesMut,
+}
+
+impl Source<'_> {
+    async fn exactly(&mut self, len: usize) -> Result<Bytes, ReceiveError> {
+        while self.ahead.len() < len {
+            match self.frame().await {
+                Some(Ok(bytes)) => self.ahead.extend_from_slice(&bytes),
+                Some(Err(error)) => return Err(ReceiveError::Cut(error)),
+                None => return Err(ReceiveError::Cut("it ends within its message".into())),
+            }
+        }
+        let bytes = self.ahead.split_to(len).freeze();
+        Ok(bytes)
+    }
+
+    async fn frame(&mut self) -> Option<Result<Bytes, String>> {
+        loop {
+            let silence = self.context.host.clock.sleep(Duration::from_millis(SNAPSHOT_STALL_MS));
+            match select(self.body.frame(), silence).await {
+                Either::Left((None, _)) => return None,
+                Either::Left((Some(Err(error)), _)) => return Some(Err(error.to_string())),
+                Either::Left((Some(Ok(frame)), _)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Some(Ok(data));
+                    }
+                }
+                Either::Right(..) => return Some(Err("nothing came for too long".into())),
+            }
+        }
+    }
+}
+
+impl Pieces for Source<'_> {
+    async fn next(&mut self) -> Option<Result<Bytes, String>> {
+        if self.ahead.has_remaining() {
+            return Some(Ok(self.ahead.split().freeze()));
+        }
+        self.frame().await
+    }
+}

@@ -1,0 +1,285 @@
+//! States on disk: the file from which a member starts, and those that are on their way into its place.
+//!
+//! ```text
+//! member/snap/db                    the state: etcd's backend, as of the index that stands in it
+//!             TERM-INDEX.snap       says who voted as of the index; counts if the log has a mark of the same
+//!             INDEX.snap.db         a state that came from a leader, until the log's mark is durable
+//!             INDEX.db.sha256       what `db` comes to while it is as we wrote it: its pages carry no checksum
+//!             tmp-*                 what is being written; nothing, after a crash
+//! ```
+//!
+//! A checkpoint becomes the place to start from in this order: `db` and `.snap` renamed, their directory durable, then
+//! the log's mark. A crash in between leaves a `db` that is ahead of what the log begins with, which is fine: entries
+//! that it has seen are not applied again. A received state waits beside `db` until the mark is durable, since the log
+//! before the mark may be of another history; whoever finds it there after a crash puts it into its place.
+//!
+//! Only one of these is under way at a time in the log's hands (`storage.rs`); writing a checkpoint's file and
+//! receiving one go on beside it, under names of their own.
+mod image;
+mod load;
+mod receive;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use detcd_core::{
+    format::{snap, v2store},
+    machine::{Machine, membership::Configuration},
+    replica::{SnapshotMark, State},
+    types::{Index, Term},
+};
+use sha2::{Digest, Sha256};
+
+pub use self::{
+    image::{CHECKSUM_BYTES, Image, discard},
+    receive::{Pieces, ReceiveError, receive},
+};
+use crate::{
+    error::Failure,
+    host::{Disk, File, Open},
+    wal::{create_dir, failed, read_whole},
+};
+
+/// Bytes of a state that are written at most before they are made durable: a sync of everything at once would hold up
+/// the log's.
+const SYNC_BYTES: u64 = 16 << 20;
+
+/// The directory of states.
+#[derive(Clone)]
+pub struct Snapshots {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// How many `.snap` files to keep; 0 is all.
+    kept: usize,
+    /// The index that `db` is of; 0 if there is none.
+    state: Index,
+}
+
+/// A checkpoint that is durable under temporary names.
+#[derive(Debug)]
+pub struct Written {
+    pub mark: SnapshotMark,
+    db: PathBuf,
+    snap: PathBuf,
+}
+
+impl Snapshots {
+    /// Finds what is there, and removes what is left from writing. The `.snap` files, the newest first.
+    pub async fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        kept: usize,
+    ) -> Result<(Snapshots, Vec<(Index, Term)>), Failure> {
+        create_dir(&*disk, dir).await?;
+        let snapshots = Snapshots { disk, dir: dir.to_owned(), kept, state: Index(0) };
+        let names = snapshots.names().await.map_err(|error| failed("list", dir, error))?;
+        for name in names.iter().filter(|name| name.starts_with("tmp") || name.starts_with("db.tmp")) {
+            snapshots.remove(name).await.map_err(|error| failed("remove", &dir.join(name), error))?;
+        }
+        let mut found: Vec<_> = names.iter().filter_map(|name| snap::parse_name(name)).collect();
+        found.sort();
+        let mut usable = Vec::new();
+        for (term, index) in found.into_iter().rev() {
+            let path = dir.join(snap::name(term, index));
+            match snapshots.read_snap(&path).await {
+                Ok(Ok(())) => usable.push((index, term)),
+                Ok(Err(error)) => {
+                    tracing::warn!(target: "snapshots", path = %path.display(), %error, "left a snapshot aside");
+                }
+                Err(error) => return Err(failed("read", &path, error)),
+            }
+        }
+        Ok((snapshots, usable))
+    }
+
+    async fn read_snap(&self, path: &Path) -> io::Result<Result<(), snap::SnapError>> {
+        let file = self.disk.open(path, Open::Read).await?;
+        let bytes = read_whole(&*file).await?;
+        Ok(snap::Snapshot::decode(&bytes).map(drop))
+    }
+
+    /// Whether there is a state that some member starts from.
+    pub async fn has_state(&self) -> Result<bool, Failure> {
+        let names = self.names().await.map_err(|error| failed("list", &self.dir, error))?;
+        Ok(names.iter().any(|name| name == "db"))
+    }
+
+    async fn names(&self) -> io::Result<Vec<String>> {
+        self.disk.list(&self.dir).await
+    }
+
+    async fn remove(&self, name: &str) -> io::Result<()> {
+        match self.disk.remove(&self.dir.join(name)).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The state to go on from, given where the log begins. Puts a received state into its place if a crash came
+    /// between the log's mark and that, and removes those that no mark is of.
+    pub async fn recover(&mut self, start: Index) -> Result<Machine, Failure> {
+        let dir = self.dir.clone();
+        let names = self.names().await.map_err(|error| failed("list", &dir, error))?;
+        let received = snap::db_name(start);
+        for name in names.iter().filter(|name| snap::parse_db_name(name).is_some_and(|index| index != start)) {
+            self.remove(name).await.map_err(|error| failed("remove", &dir.join(name), error))?;
+        }
+        if names.contains(&received) && start > Index(0) {
+            let machine = self.load(&received, &names).await?;
+            self.check_reaches(&received, machine.applied(), start)?;
+            self.place_received(start).await.map_err(|error| failed("put into place", &dir.join(&received), error))?;
+            return Ok(machine);
+        }
+        if !names.iter().any(|name| name == "db") {
+            self.check_reaches("db", Index(0), start)?;
+            return Ok(Machine::default());
+        }
+        let machine = self.load("db", &names).await?;
+        self.check_reaches("db", machine.applied(), start)?;
+        self.state = machine.applied();
+        Ok(machine)
+    }
+
+    async fn load(&self, name: &str, names: &[String]) -> Result<Machine, Failure> {
+        let path = self.dir.join(name);
+        let has_checksum = names.iter().any(|name| name.ends_with(CHECKSUM_SUFFIX));
+        let loaded = load::load(&*self.disk, &path, has_checksum).await?;
+        let machine = loaded.machine;
+        let checksum = checksum_name(machine.applied());
+        // A file that etcd has written to since is checked by its structure alone.
+        if let Some(sha256) = loaded.sha256.filter(|_| names.contains(&checksum) && loaded.is_ours) {
+            let path = self.dir.join(&checksum);
+            let file = self.disk.open(&path, Open::Read).await.map_err(|error| failed("open", &path, error))?;
+            let expected = read_whole(&*file).await.map_err(|error| failed("read", &path, error))?;
+            if expected != image::hex(&sha256).as_bytes() {
+                let reason = format!("its SHA-256 is {}, {checksum} says otherwise", image::hex(&sha256));
+                return Err(Failure::DamagedState { path: self.dir.join(name), offset: 0, reason });
+            }
+        }
+        Ok(machine)
+    }
+
+    fn check_reaches(&self, name: &str, index: Index, start: Index) -> Result<(), Failure> {
+        if index >= start {
+            return Ok(());
+        }
+        let reason = format!("it is of index {index}, and the log begins behind {start}");
+        Err(Failure::DamagedState { path: self.dir.join(name), offset: 0, reason })
+    }
+
+    /// Makes a received state the one to start from; the log's mark of it is durable.
+    pub async fn place_received(&mut self, index: Index) -> io::Result<()> {
+        self.disk.rename(&self.dir.join(snap::db_name(index)), &self.dir.join("db")).await?;
+        self.disk.sync_dir(&self.dir).await?;
+        self.state = index;
+        Ok(())
+    }
+
+    /// A received state is not needed. (Its `.snap` without a mark means nothing.)
+    pub async fn drop_received(&self, index: Index) -> io::Result<()> {
+        self.remove(&snap::db_name(index)).await
+    }
+
+    /// Writes a state under temporary names, durably. What is left of one that fails is removed.
+    pub async fn write_checkpoint(&self, state: State) -> io::Result<Written> {
+        let index = state.0.applied();
+        let names = ["db", "snap", "sha256"].map(|kind| format!("tmp-{:016x}.{kind}", index.0));
+        let result = self.write_files(state, &names).await;
+        if result.is_err() {
+            for name in &names {
+                let _ = self.remove(name).await; // the error before is the one to tell
+            }
+        }
+        result
+    }
+
+    async fn write_files(&self, state: State, [db, snap, sha256]: &[String; 3]) -> io::Result<Written> {
+        let machine = &*state.0;
+        let mark = mark_of(machine);
+        let snap_bytes = snap_file(machine, &mark);
+        let mut image = Image::of(state).await;
+        let file = self.create(db).await?;
+        let (mut hash, mut offset, mut synced) = (Sha256::new(), 0, 0);
+        while let Some(chunk) = image.next().await {
+            hash.update(&chunk);
+            let len = chunk.len() as u64;
+            file.write_at(offset, chunk).await?;
+            offset += len;
+            if offset - synced >= SYNC_BYTES {
+                file.sync().await?;
+                synced = offset;
+            }
+        }
+        file.sync().await?;
+        self.write_small(sha256, image::hex(&hash.finalize()).into_bytes()).await?;
+        let name = checksum_name(mark.index);
+        self.disk.rename(&self.dir.join(sha256), &self.dir.join(name)).await?;
+        self.write_small(snap, snap_bytes).await?;
+        Ok(Written { mark, db: self.dir.join(db), snap: self.dir.join(snap) })
+    }
+
+    async fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.remove(name).await?;
+        self.disk.open(&self.dir.join(name), Open::Create).await
+    }
+
+    async fn write_small(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
+        let file = self.create(name).await?;
+        file.write_at(0, bytes).await?;
+        file.sync().await
+    }
+
+    /// Puts a checkpoint into its place; the log's mark comes next. Whether it is still worth it: a state that was
+    /// received meanwhile may be newer.
+    pub async fn place_checkpoint(&mut self, written: &Written) -> io::Result<bool> {
+        let Written { mark, db, snap } = written;
+        if mark.index <= self.state {
+            self.disk.remove(db).await?;
+            self.disk.remove(snap).await?;
+            return Ok(false);
+        }
+        self.disk.rename(db, &self.dir.join("db")).await?;
+        self.disk.rename(snap, &self.dir.join(snap::name(mark.term, mark.index))).await?;
+        self.disk.sync_dir(&self.dir).await?;
+        self.state = mark.index;
+        Ok(true)
+    }
+
+    /// Removes `.snap` files over the number to keep, the oldest first and never the one in force, and the checksums
+    /// of states that are gone.
+    pub async fn purge(&self) -> io::Result<()> {
+        let names = self.names().await?;
+        let checksum = checksum_name(self.state);
+        for name in names.iter().filter(|name| name.ends_with(CHECKSUM_SUFFIX) && **name != checksum) {
+            self.remove(name).await?;
+        }
+        let mut snaps: Vec<_> = names.iter().filter_map(|name| snap::parse_name(name)).collect();
+        snaps.sort();
+        let surplus = if self.kept == 0 { 0 } else { snaps.len().saturating_sub(self.kept) };
+        for (term, index) in snaps.into_iter().take(surplus).filter(|(_, index)| *index != self.state) {
+            self.remove(&snap::name(term, index)).await?;
+        }
+        Ok(())
+    }
+}
+
+const CHECKSUM_SUFFIX: &str = ".db.sha256";
+
+fn checksum_name(index: Index) -> String {
+    format!("{:016x}{CHECKSUM_SUFFIX}", index.0)
+}
+
+fn mark_of(machine: &Machine) -> SnapshotMark {
+    let configuration: Configuration = machine.membership.configuration();
+    SnapshotMark { index: machine.applied(), term: machine.applied_term(), configuration }
+}
+
+/// The `.snap` that goes with a state.
+fn snap_file(machine: &Machine, mark: &SnapshotMark) -> Vec<u8> {
+    let data = v2store::write(&machine.membership, machine.cluster_version.as_deref());
+    let conf_state = machine.membership.conf_state();
+    snap::Snapshot { index: mark.index, term: mark.term, conf_state, data: data.into() }.encode()
+}

@@ -1,0 +1,131 @@
+//! A state that comes from a leader: written beside the one in force, read back and checked, and only then shown to
+//! the replica.
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use detcd_core::{consensus::Message, format::snap, replica::State};
+use sha2::{Digest, Sha256};
+
+use super::{CHECKSUM_BYTES, Snapshots, load, mark_of, snap_file};
+use crate::{error::Failure, host::File};
+
+/// Bytes that are gathered before they are written.
+const WRITE_BYTES: usize = 256 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    #[error("the message is no snapshot")]
+    NoSnapshot,
+    #[error("the stream ended early: {0}")]
+    Cut(String),
+    #[error("its SHA-256 does not fit: it was damaged on the way")]
+    Checksum,
+    #[error("the state is of {state}, the message of {message}")]
+    Mismatch { state: String, message: String },
+    #[error(transparent)]
+    State(#[from] Failure),
+    #[error("cannot keep it: {0}")]
+    Disk(#[from] io::Error),
+}
+
+/// Where the pieces of a state come from.
+pub trait Pieces: Send {
+    /// `None` at the end.
+    fn next(&mut self) -> impl Future<Output = Option<Result<Bytes, String>>> + Send;
+}
+
+/// Takes a state in. It is durable when this returns, and nothing depends on it yet. `checksum`: the state is followed
+/// by the SHA-256 of its bytes.
+pub async fn receive(
+    snapshots: &Snapshots,
+    message: &Message,
+    pieces: &mut impl Pieces,
+    checksum: bool,
+) -> Result<State, ReceiveError> {
+    let (index, term) = message.snapshot_position().ok_or(ReceiveError::NoSnapshot)?;
+    let name = format!("tmp-{:016x}.snap.db", index.0);
+    let result = take_in(snapshots, &name, pieces, checksum).await;
+    let result = match result {
+        Ok(state) if (state.0.applied(), state.0.applied_term()) != (index, term) => {
+            let of = |index, term| format!("index {index}, term {term}");
+            let state = of(state.0.applied(), state.0.applied_term());
+            Err(ReceiveError::Mismatch { state, message: of(index, term) })
+        }
+        Ok(state) => keep(snapshots, &name, &state).await.map(|()| state).map_err(ReceiveError::from),
+        Err(error) => Err(error),
+    };
+    if result.is_err() {
+        for name in [name, snap::db_name(index)] {
+            let _ = snapshots.remove(&name).await; // the error before is the one to tell
+        }
+    }
+    result
+}
+
+async fn take_in(
+    snapshots: &Snapshots,
+    name: &str,
+    pieces: &mut impl Pieces,
+    checksum: bool,
+) -> Result<State, ReceiveError> {
+    let file = snapshots.create(name).await?;
+    let mut sink = Sink { file, offset: 0, synced: 0, hash: Sha256::new(), held: Vec::new() };
+    let tail = if checksum { CHECKSUM_BYTES } else { 0 };
+    while let Some(piece) = pieces.next().await {
+        sink.put(&piece.map_err(ReceiveError::Cut)?, tail).await?;
+    }
+    let Some(ready) = sink.held.len().checked_sub(tail) else {
+        return Err(ReceiveError::Cut("not even its checksum came".into()));
+    };
+    sink.write(ready).await?;
+    sink.file.sync().await?;
+    if checksum && sink.held != sink.hash.finalize()[..] {
+        return Err(ReceiveError::Checksum);
+    }
+    drop(sink.file);
+    let loaded = load::load(&*snapshots.disk, &snapshots.dir.join(name), false).await?;
+    Ok(State(Box::new(loaded.machine)))
+}
+
+/// Gives the files the names under which the log's mark will find them.
+async fn keep(snapshots: &Snapshots, name: &str, state: &State) -> io::Result<()> {
+    let mark = mark_of(&state.0);
+    let snap = format!("tmp-{:016x}.snap", mark.index.0);
+    snapshots.write_small(&snap, snap_file(&state.0, &mark)).await?;
+    let (dir, disk) = (&snapshots.dir, &snapshots.disk);
+    disk.rename(&dir.join(snap), &dir.join(snap::name(mark.term, mark.index))).await?;
+    disk.rename(&dir.join(name), &dir.join(snap::db_name(mark.index))).await?;
+    disk.sync_dir(dir).await
+}
+
+/// Writes what comes, but for the last bytes, of which nobody knows yet that they are the last.
+struct Sink {
+    file: Arc<dyn File>,
+    offset: u64,
+    synced: u64,
+    hash: Sha256,
+    held: Vec<u8>,
+}
+
+impl Sink {
+    async fn put(&mut self, piece: &[u8], tail: usize) -> io::Result<()> {
+        self.held.extend_from_slice(piece);
+        let ready = self.held.len().saturating_sub(tail);
+        // Not a write for every little piece.
+        if ready < WRITE_BYTES { Ok(()) } else { self.write(ready).await }
+    }
+
+    async fn write(&mut self, ready: usize) -> io::Result<()> {
+        let rest = self.held.split_off(ready);
+        let bytes = std::mem::replace(&mut self.held, rest);
+        self.hash.update(&bytes);
+        let len = bytes.len() as u64;
+        self.file.write_at(self.offset, bytes).await?;
+        self.offset += len;
+        if self.offset - self.synced >= super::SYNC_BYTES {
+            self.file.sync().await?;
+            self.synced = self.offset;
+        }
+        Ok(())
+    }
+}
