@@ -46,6 +46,7 @@ use std::{
 const TOKEN: &str = "detcd-tests";
 const TOOL_BOUND: Duration = Duration::from_secs(30);
 const LEASE: LeaseId = LeaseId(0x7000_0000_0000_0001);
+const NEGATIVE_LEASE: LeaseId = LeaseId(-5);
 const TERM: Term = Term(3);
 
 /// A machine with some of everything, as the one member at `addresses` would have it.
@@ -61,7 +62,7 @@ fn machine(addresses: &Addresses, cluster_version: &str) -> Machine {
     };
     apply(&mut machine, publish);
     apply(&mut machine, Command::ClusterVersion { version: cluster_version.into() });
-    for (id, ttl) in [(LEASE, 3_600), (LeaseId(-5), 7_200)] {
+    for (id, ttl) in [(LEASE, 3_600), (NEGATIVE_LEASE, 7_200)] {
         apply(&mut machine, Command::LeaseGrant { id, ttl });
     }
     for round in 0..3 {
@@ -73,7 +74,7 @@ fn machine(addresses: &Addresses, cluster_version: &str) -> Machine {
     apply(&mut machine, put("/large", vec![b'x'; 300_000], LeaseId(0)));
     apply(&mut machine, Command::Compact { revision: Revision(700) });
     for number in 0..30 {
-        let lease = if number % 2 == 0 { LEASE } else { LeaseId(-5) };
+        let lease = if number % 2 == 0 { LEASE } else { NEGATIVE_LEASE };
         apply(&mut machine, put(&format!("/leased/{number}"), b"x".to_vec(), lease));
     }
     let Command::Put(again) = put("/k/0399", b"again".to_vec(), LeaseId(0)) else { unreachable!("a put") };
@@ -172,7 +173,7 @@ fn etcd_takes_our_snapshot_for_its_own() {
     ];
     etcdutl(&peers, &[&["snapshot", "restore", file], restore.as_flattened()].concat());
     cluster.start_all();
-    serves(address.client, &machine);
+    serves(address.client, &machine, &[]);
     cluster.member(0).stop();
     holds(&cluster.members[0].data_dir, &machine);
 }
@@ -224,7 +225,7 @@ fn a_bumped_restore_is_read_as_etcd_reads_it() {
     let mut cluster = Cluster::prepare(&peers.etcd(), &addresses);
     data_directory(&cluster.members[0].data_dir, &bumped);
     cluster.start_all();
-    serves(addresses.members[0].client, &bumped);
+    serves(addresses.members[0].client, &bumped, &[]);
 }
 
 #[test]
@@ -233,15 +234,21 @@ fn etcd_starts_from_our_data_directory() {
     if stands_in() {
         return;
     }
-    let addresses = Addresses::reserve(1);
-    let machine = machine(&addresses, "3.6.0");
-    let mut cluster = Cluster::prepare(&peers.etcd(), &addresses);
-    let data_dir = cluster.members[0].data_dir.clone();
-    data_directory(&data_dir, &machine);
-    cluster.start_all();
-    serves(addresses.members[0].client, &machine);
-    cluster.member(0).stop();
-    holds(&data_dir, &machine);
+    // 3.5.1 looks for leases from 0 up when it starts, and so forgets, of its own directories as of ours, negative ones.
+    let versions: [(_, _, &[LeaseId]); 2] =
+        [(peers.etcd(), "3.6.0", &[]), (peers.etcd_35(), "3.5.0", &[NEGATIVE_LEASE])];
+    for (binary, cluster_version, forgotten) in versions {
+        println!("{}", binary.display());
+        let addresses = Addresses::reserve(1);
+        let machine = machine(&addresses, cluster_version);
+        let mut cluster = Cluster::prepare(&binary, &addresses);
+        let data_dir = cluster.members[0].data_dir.clone();
+        data_directory(&data_dir, &machine);
+        cluster.start_all();
+        serves(addresses.members[0].client, &machine, forgotten);
+        cluster.member(0).stop();
+        holds(&data_dir, &machine);
+    }
 }
 
 /// A data directory from which the machine's one member goes on: backend, snapshot, and a log that begins after it.
@@ -264,8 +271,8 @@ fn data_directory(path: &Path, machine: &Machine) {
     fs::write(wal_dir.join(wal::segment_name(0, Index(0))), log).expect("the log");
 }
 
-/// etcd answers what the machine holds: keys at several revisions, hashes, leases and members.
-fn serves(client: SocketAddr, machine: &Machine) {
+/// etcd answers what the machine holds: keys at several revisions, hashes, leases but the `forgotten`, and members.
+fn serves(client: SocketAddr, machine: &Machine, forgotten: &[LeaseId]) {
     let store = &machine.store;
     runtime().block_on(async {
         let channel = Channel::connect(client).await.expect("a connection");
@@ -293,11 +300,15 @@ fn serves(client: SocketAddr, machine: &Machine) {
                 let request = LeaseTimeToLiveRequest { id: id.0, keys: true };
                 let response = leases.lease_time_to_live(request).await.expect("a lease").into_inner();
                 // A leader that is new has no leases for a moment.
-                if response.ttl >= 0 || Instant::now() > deadline {
+                if response.ttl >= 0 || forgotten.contains(&id) || Instant::now() > deadline {
                     break response;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             };
+            if forgotten.contains(&id) {
+                assert_eq!(response.ttl, -1, "{id:?}");
+                continue;
+            }
             response.keys.sort();
             let keys: Vec<_> = lease.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
             assert_eq!((response.granted_ttl, response.keys), (lease.ttl, keys));
