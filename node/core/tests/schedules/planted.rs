@@ -24,7 +24,7 @@ use crate::{
 /// Runs schedules with the bug in until a law notices. Laws in `blind` are not looked at.
 #[track_caller]
 fn check(plant: Plant, blind: &[Law], expected: &[Law]) {
-    let mut runner = TestRunner::new(Config { rng_seed: RngSeed::Fixed(1), ..config(0) });
+    let mut runner = TestRunner::new(Config { rng_seed: RngSeed::Fixed(1), ..config(0).0 });
     for tried in 1..=300 {
         let schedule = Schedules(STEPS).new_tree(&mut runner).expect("nothing is filtered").current();
         let Err(violation) = schedule.run(Some(plant), blind) else { continue };
