@@ -62,7 +62,8 @@ impl Consensus {
         let mut changes = ConfChangeV2::default();
         changes.mut_changes().push(change);
         let state: ConfState = self.raft.apply_conf_change(&changes).expect("a single change of a valid configuration");
-        self.raft.mut_store().conf_state = state;
+        // In the order of ids: it goes out with snapshots, and raft-rs's sets have none.
+        self.raft.mut_store().conf_state = conf_state(&configuration(&state));
         self.moved();
         self.step_down_if_removed();
     }

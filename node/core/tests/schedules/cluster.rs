@@ -383,7 +383,10 @@ impl Cluster {
     pub fn write(&mut self, at: usize, batches: usize) -> Verdict {
         let before = self.disks[at].state().0.applied();
         let persisted = self.disks[at].complete(batches);
-        self.laws.tally.checkpoints += usize::from(self.disks[at].state().0.applied() > before);
+        if self.disks[at].state().0.applied() > before {
+            self.laws.tally.checkpoints += 1;
+            self.laws.logs_match(id(at), &self.disks[at])?;
+        }
         match persisted {
             // It was reported when it was handed over.
             Some(persist) if self.members[at].reported_early >= Some(persist) => Ok(()),
@@ -395,10 +398,13 @@ impl Cluster {
     fn checkpoint(&mut self, at: usize) -> Verdict {
         let Some(replica) = &self.members[at].replica else { return Ok(()) };
         let state = State(Box::new(replica.machine().clone()));
-        if state.0.applied().0 > 0 {
-            self.laws.same_state(id(at), &state.0)?;
-            self.disks[at].checkpoint(&state);
+        if state.0.applied().0 == 0 {
+            return Ok(());
         }
+        self.laws.same_state(id(at), &state.0)?;
+        let covered = self.disks[at].covers(&state);
+        self.laws.require(Law::StateCommitted, covered, || format!("{} is at {state:?}, its disk is not", id(at)))?;
+        self.disks[at].checkpoint(state);
         Ok(())
     }
 

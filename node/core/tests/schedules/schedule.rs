@@ -121,7 +121,7 @@ fn traffic() -> impl Strategy<Value = Step> {
         5 => Just(Fate::Arrives),
         2 => Just(Fate::ArrivesTwice),
         1 => Just(Fate::ArrivesUntold),
-        2 => Just(Fate::IsLost),
+        3 => Just(Fate::IsLost),
     ];
     prop_oneof![
         20 => (1u8..40).prop_map(|count| Step::Flow { count }),
@@ -129,9 +129,9 @@ fn traffic() -> impl Strategy<Value = Step> {
         2 => at().prop_map(|at| Step::Double { at }),
         3 => at().prop_map(|at| Step::Drop { at }),
         2 => (victim(), member()).prop_map(|(from, to)| Step::Reset { from, to }),
-        8 => (at(), fate).prop_map(|(at, fate)| Step::Parcel { at, fate }),
-        6 => at().prop_map(|at| Step::Report { at }),
-        3 => Just(Step::Rest),
+        12 => (at(), fate).prop_map(|(at, fate)| Step::Parcel { at, fate }),
+        8 => at().prop_map(|at| Step::Report { at }),
+        6 => Just(Step::Rest),
     ]
 }
 
@@ -140,7 +140,7 @@ fn operators(temper: Temper) -> impl Strategy<Value = Step> {
     let change = prop_oneof![
         additions => Just(Change::AddVoter),
         additions => Just(Change::AddLearner),
-        2 * additions => (0u8..12).prop_map(|who| Change::Promote { who }),
+        2 * additions => member().prop_map(|who| Change::Promote { who }),
         removals => member().prop_map(|who| Change::Remove { who }),
         removals => Just(Change::Remove { who: LEADER }),
         2 => (member(), any::<u8>()).prop_map(|(who, url)| Change::Update { who, url }),
@@ -159,7 +159,8 @@ fn trouble() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (victim(), 0u8..4, 0u8..3).prop_map(|(member, survived, torn)| Step::Crash { member, survived, torn }),
         10 => member().prop_map(|member| Step::Restart { member }),
-        4 => (victim(), 0u8..6).prop_map(|(member, writes)| Step::Isolate { member, writes }),
+        4 => (victim(), prop_oneof![3 => 0u8..6, 1 => 6u8..25])
+            .prop_map(|(member, writes)| Step::Isolate { member, writes }),
         3 => (victim(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
         4 => Just(Step::Join),
         6 => (1u8..6).prop_map(|ticks| Step::Calm { ticks }),
