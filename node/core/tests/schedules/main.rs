@@ -31,6 +31,7 @@ use proptest::{
 };
 
 use self::{
+    cluster::Cluster,
     laws::Tally,
     schedule::{Schedule, Schedules},
 };
@@ -108,5 +109,28 @@ fn the_same_schedule_gives_the_same_outputs() {
         let (first, second) = (schedule.trace(), schedule.trace());
         let same = first.iter().zip(&second).take_while(|(first, second)| first == second).count();
         assert_eq!(first.get(same), second.get(same), "{schedule:?}");
+    }
+}
+
+#[test]
+fn recovering_twice_equals_recovering_once() {
+    let mut runner = TestRunner::new(config(0));
+    for _ in 0..50 {
+        let Schedule { setup, steps } = Schedules(STEPS).new_tree(&mut runner).expect("nothing is filtered").current();
+        let mut cluster = Cluster::new(setup, None, Vec::new());
+        cluster.start_all().unwrap_or_else(|violation| panic!("{violation}"));
+        for step in steps {
+            cluster.step(step).unwrap_or_else(|violation| panic!("{violation}"));
+        }
+        for at in 0..cluster.members.len() {
+            let mut once = || {
+                cluster.crash(at, 0, 0);
+                let files = cluster.disks[at].durable();
+                cluster.start(at).unwrap_or_else(|violation| panic!("{violation}"));
+                let replica = cluster.members[at].replica.as_ref().expect("it started");
+                (files, replica.status(), replica.machine().digest(), replica.machine().membership.clone())
+            };
+            assert_eq!(once(), once());
+        }
     }
 }
