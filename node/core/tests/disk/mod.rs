@@ -156,7 +156,7 @@ impl Disk {
             Write::Batch(persist, _) => Some(persist.id),
             Write::Mark(_) => None,
         });
-        assert!(ids.last().is_none_or(|last| last < persist.id), "batches are numbered in order");
+        assert!(ids.max().is_none_or(|last| last < persist.id), "batches are numbered in order");
         assert_eq!(persist.snapshot.is_some(), stamp.is_some());
         self.writing.push_back(Write::Batch(persist, stamp));
     }
