@@ -152,11 +152,11 @@ impl Disk {
 
     /// `stamp` is of the entry that the batch's snapshot stands in for.
     pub fn start(&mut self, persist: Persist, stamp: Option<Stamp>) {
-        let ids = self.writing.iter().filter_map(|write| match write {
+        let mut ids = self.writing.iter().filter_map(|write| match write {
             Write::Batch(persist, _) => Some(persist.id),
             Write::Mark(_) => None,
         });
-        assert!(ids.max().is_none_or(|last| last < persist.id), "batches are numbered in order");
+        assert!(ids.next_back().is_none_or(|last| last < persist.id), "batches are numbered in order");
         assert_eq!(persist.snapshot.is_some(), stamp.is_some());
         self.writing.push_back(Write::Batch(persist, stamp));
     }
