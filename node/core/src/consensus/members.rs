@@ -62,7 +62,8 @@ impl Consensus {
         let mut changes = ConfChangeV2::default();
         changes.mut_changes().push(change);
         let state: ConfState = self.raft.apply_conf_change(&changes).expect("a single change of a valid configuration");
-        self.raft.mut_store().conf_state = state;
+        // In the order of ids: it goes out with snapshots, and raft-rs's sets have none.
+        self.raft.mut_store().conf_state = conf_state(&configuration(&state));
         self.moved();
         self.step_down_if_removed();
     }
@@ -76,16 +77,11 @@ impl Consensus {
     }
 
     /// A leader that removed itself would go on, count itself and, in raft-rs, stop at the next entry that becomes
-    /// durable. It tells the others what is committed, asks the best of them to take over, and leads no more.
+    /// durable. What it committed is on its way to the others; they elect another in their own time.
     fn step_down_if_removed(&mut self) {
-        if self.role() != Role::Leader || self.is_voter() {
-            return;
+        if self.role() == Role::Leader && !self.is_voter() {
+            self.lead_no_more();
         }
-        self.raft.raft.bcast_append();
-        if let Some(heir) = self.heir() {
-            self.raft.raft.send_timeout_now(heir.0);
-        }
-        self.lead_no_more();
     }
 }
 

@@ -5,7 +5,10 @@
 //! durable. The shell sees none of this: it starts what it is told, in order, and reports what became durable.
 //!
 //! Invariants:
-//! - A vote, a term and an entry are durable before a message that promises them leaves.
+//! - A vote, a term and an entry are durable before a message that promises them leaves, and so is that a change of the
+//!   membership is committed before its leader says so: whoever hears of it may be gone for good.
+//! - A log on disk holds at most one change that is not known there to be committed: or its member's quorums might not
+//!   meet those of the others.
 //! - Heartbeat answers and forwarded requests promise nothing but the term and the vote: they overtake entries that
 //!   are still on their way to disk, but not those.
 //! - Election timeouts depend on seed, member, term and how often the member stood, and on nothing else.
@@ -105,6 +108,8 @@ pub struct Consensus {
     early_reads: Vec<eraftpb::Message>,
     /// Proposals that cannot be taken right now.
     deferred: VecDeque<eraftpb::Message>,
+    /// For so many ticks nobody leads.
+    leaderless: usize,
     /// The last term in which this leader tried to hand over before its own removal.
     handed_over_for: Option<u64>,
     /// The batch with which the last snapshot that was taken in becomes durable, until it is.
@@ -161,6 +166,7 @@ impl Consensus {
             commit,
             early_reads: Vec::new(),
             deferred: VecDeque::new(),
+            leaderless: 0,
             handed_over_for: None,
             installing: None,
             heard: Vec::new(),
@@ -244,6 +250,7 @@ impl Consensus {
         }
         self.moved();
         self.step_down_if_stalled(out);
+        self.forget_deferred();
     }
 
     fn remember_heard(&mut self) {

@@ -3,7 +3,7 @@
 //! raft-rs drops what is proposed while leadership is handed over, and it empties a configuration change while another
 //! one is not applied: whoever asked would wait in vain. And a leader that is asked to remove itself hands leadership
 //! over first, if it can: a member that goes on is better placed to see the change through. What waits when leadership
-//! is lost goes on to the next leader, once it is known.
+//! is lost goes on to the next leader, if one is known soon.
 //!
 //! Changes do not pass through raft-rs's proposals: it would read their bytes by its own numbers, which are not etcd's,
 //! and drop what it cannot read.
@@ -46,7 +46,8 @@ impl Consensus {
     /// Takes a proposal in, as far as it can be; configuration changes each by itself, for they may have to wait. What
     /// would wait and finds no room is lost, as on the way here.
     pub(super) fn take(&mut self, mut message: eraftpb::Message) {
-        let mut part = eraftpb::Message { entries: Vec::new().into(), ..message.clone() };
+        // Whatever came with it, a proposal has no term.
+        let mut part = eraftpb::Message { entries: Vec::new().into(), term: 0, ..message.clone() };
         let mut parts = Vec::new();
         for entry in message.take_entries() {
             let alone = entry.entry_type == EntryType::EntryConfChange;
@@ -81,6 +82,14 @@ impl Consensus {
                     self.deferred.push_back(message);
                 }
             }
+        }
+    }
+
+    /// A tick is over. Nobody is to be surprised by what they asked for long ago: it is lost if nobody leads.
+    pub(super) fn forget_deferred(&mut self) {
+        self.leaderless = if self.raft.raft.leader_id == 0 { self.leaderless + 1 } else { 0 };
+        if self.leaderless > 2 * self.timer.election() {
+            self.deferred.clear();
         }
     }
 

@@ -63,7 +63,8 @@ pub enum Input {
     Watch { stream: StreamId, request: watch::Request },
     /// The inbox is empty: do what the inputs since the last one call for.
     Settle,
-    /// The node is to go down: hand over leadership, refuse whoever waits, and say [`Output::Stopped`].
+    /// The node is to go down: hand over leadership, refuse whoever waits, and say [`Output::Stopped`]. That takes two
+    /// election timeouts at most.
     Stop,
 }
 
@@ -133,7 +134,8 @@ pub enum Output {
     Note(NodeEvent),
     /// This member cannot go on.
     Halt(Halt),
-    /// This member was removed from the cluster, for good.
+    /// This member was removed from the cluster, for good, and nobody needs it any more. It stays until another member is
+    /// known to know, at most [`limits::REMOVED_STAYS_MS`](crate::limits::REMOVED_STAYS_MS).
     Removed,
     /// This member is ready to go down.
     Stopped,

@@ -142,7 +142,7 @@ impl Cluster {
         self.members[at].invited && self.members[at].replica.is_none() && !self.laws.is_dismissed(id(at))
     }
 
-    fn start(&mut self, at: usize) -> Verdict {
+    pub fn start(&mut self, at: usize) -> Verdict {
         let (setup, member) = (self.setup, &mut self.members[at]);
         member.starts += 1;
         let heartbeat_ms = u64::from(setup.heartbeat_ms);
@@ -309,13 +309,16 @@ impl Cluster {
         if !self.laws.knows_removal(id(at), from) {
             return self.input(at, input);
         }
-        let before = (replica.status(), self.members[at].out.len());
+        let state = if let Input::Snapshot { state, .. } = &input { Some(state.0.applied()) } else { None };
+        let (status, told) = (replica.status(), self.members[at].out.len());
         self.members[at].busy = self.members[at].busy.max(1);
-        let told = matches!(input, Input::Snapshot { .. });
         self.input(at, input)?;
-        let replica = self.members[at].replica.as_ref().expect("it goes on");
-        let after = (replica.status(), self.members[at].out.len());
-        let ignored = before.0 == after.0 && (told || before.1 == after.1);
+        let member = &self.members[at];
+        let ignored = match state {
+            // What came before in the turn is worked off first.
+            Some(index) => member.out.last() == Some(&Output::DropSnapshot { index }),
+            None => member.out.len() == told && member.replica.as_ref().map(Replica::status) == Some(status),
+        };
         self.laws.require(Law::RemovedIgnored, ignored, || format!("{} listens to {from}", id(at)))
     }
 
@@ -383,7 +386,10 @@ impl Cluster {
     pub fn write(&mut self, at: usize, batches: usize) -> Verdict {
         let before = self.disks[at].state().0.applied();
         let persisted = self.disks[at].complete(batches);
-        self.laws.tally.checkpoints += usize::from(self.disks[at].state().0.applied() > before);
+        if self.disks[at].state().0.applied() > before {
+            self.laws.tally.checkpoints += 1;
+            self.laws.logs_match(id(at), &self.disks[at])?;
+        }
         match persisted {
             // It was reported when it was handed over.
             Some(persist) if self.members[at].reported_early >= Some(persist) => Ok(()),
@@ -393,12 +399,17 @@ impl Cluster {
     }
 
     fn checkpoint(&mut self, at: usize) -> Verdict {
-        let Some(replica) = &self.members[at].replica else { return Ok(()) };
+        let member = &self.members[at];
+        // Amid a turn the disk does not know yet what was decided in it: the shell hands that over first.
+        let Some(replica) = member.replica.as_ref().filter(|_| !member.in_turn) else { return Ok(()) };
         let state = State(Box::new(replica.machine().clone()));
-        if state.0.applied().0 > 0 {
-            self.laws.same_state(id(at), &state.0)?;
-            self.disks[at].checkpoint(&state);
+        if state.0.applied().0 == 0 {
+            return Ok(());
         }
+        self.laws.same_state(id(at), &state.0)?;
+        let covered = self.disks[at].covers(&state);
+        self.laws.require(Law::StateCommitted, covered, || format!("{} is at {state:?}, its disk is not", id(at)))?;
+        self.disks[at].checkpoint(state);
         Ok(())
     }
 

@@ -37,7 +37,11 @@ impl Cluster {
     fn request(&mut self, change: Change) -> Option<(ChangeRequest, Option<usize>)> {
         let member = |number: u8| id(self.member(number));
         let change = match change {
-            Change::Promote { who } => ChangeRequest::Promote(member(who)),
+            // One that is a learner, for most.
+            Change::Promote { who } => {
+                let learner = self.laws.configuration().learners.first().filter(|_| who % 4 > 0);
+                ChangeRequest::Promote(learner.copied().unwrap_or(member(who)))
+            }
             Change::Remove { who } => ChangeRequest::Remove(member(who)),
             Change::Update { who, url } => {
                 ChangeRequest::UpdatePeers(member(who), vec![format!("http://m{}:2380", url % 8 + 1)])

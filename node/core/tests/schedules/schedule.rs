@@ -79,6 +79,9 @@ struct Temper {
     writes: u32,
     clients: u32,
     operators: u32,
+    /// Among what operators ask for.
+    additions: u32,
+    removals: u32,
     files: u32,
     /// Many inputs in one turn.
     turns: u32,
@@ -86,13 +89,17 @@ struct Temper {
 }
 
 fn temper() -> impl Strategy<Value = Temper> {
-    (10u32..60, 5u32..40, 5u32..50, 5u32..40, 1u32..20, 1u32..15, 1u32..25, 1u32..20).prop_map(
-        |(traffic, time, writes, clients, operators, files, turns, trouble)| Temper {
+    let operators = (1u32..20, 1u32..10, 1u32..10);
+    let others = (10u32..60, 5u32..40, 5u32..50, 5u32..40, 1u32..15, 1u32..25, 1u32..20);
+    (operators, others).prop_map(
+        |((operators, additions, removals), (traffic, time, writes, clients, files, turns, trouble))| Temper {
             traffic,
             time,
             writes,
             clients,
             operators,
+            additions,
+            removals,
             files,
             turns,
             trouble,
@@ -114,7 +121,7 @@ fn traffic() -> impl Strategy<Value = Step> {
         5 => Just(Fate::Arrives),
         2 => Just(Fate::ArrivesTwice),
         1 => Just(Fate::ArrivesUntold),
-        2 => Just(Fate::IsLost),
+        3 => Just(Fate::IsLost),
     ];
     prop_oneof![
         20 => (1u8..40).prop_map(|count| Step::Flow { count }),
@@ -122,20 +129,21 @@ fn traffic() -> impl Strategy<Value = Step> {
         2 => at().prop_map(|at| Step::Double { at }),
         3 => at().prop_map(|at| Step::Drop { at }),
         2 => (victim(), member()).prop_map(|(from, to)| Step::Reset { from, to }),
-        8 => (at(), fate).prop_map(|(at, fate)| Step::Parcel { at, fate }),
-        6 => at().prop_map(|at| Step::Report { at }),
-        3 => Just(Step::Rest),
+        12 => (at(), fate).prop_map(|(at, fate)| Step::Parcel { at, fate }),
+        8 => at().prop_map(|at| Step::Report { at }),
+        6 => Just(Step::Rest),
     ]
 }
 
-fn operators() -> impl Strategy<Value = Step> {
+fn operators(temper: Temper) -> impl Strategy<Value = Step> {
+    let Temper { additions, removals, .. } = temper;
     let change = prop_oneof![
-        4 => Just(Change::AddVoter),
-        4 => Just(Change::AddLearner),
-        8 => (0u8..12).prop_map(|who| Change::Promote { who }),
-        4 => member().prop_map(|who| Change::Remove { who }),
-        3 => Just(Change::Remove { who: LEADER }),
-        1 => (member(), any::<u8>()).prop_map(|(who, url)| Change::Update { who, url }),
+        additions => Just(Change::AddVoter),
+        additions => Just(Change::AddLearner),
+        2 * additions => member().prop_map(|who| Change::Promote { who }),
+        removals => member().prop_map(|who| Change::Remove { who }),
+        removals => Just(Change::Remove { who: LEADER }),
+        2 => (member(), any::<u8>()).prop_map(|(who, url)| Change::Update { who, url }),
     ];
     let peers = || prop_oneof![4 => Just(u8::MAX), 1 => any::<u8>()];
     prop_oneof![
@@ -151,7 +159,8 @@ fn trouble() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (victim(), 0u8..4, 0u8..3).prop_map(|(member, survived, torn)| Step::Crash { member, survived, torn }),
         10 => member().prop_map(|member| Step::Restart { member }),
-        4 => (victim(), 0u8..6).prop_map(|(member, writes)| Step::Isolate { member, writes }),
+        4 => (victim(), prop_oneof![3 => 0u8..6, 1 => 6u8..25])
+            .prop_map(|(member, writes)| Step::Isolate { member, writes }),
         3 => (victim(), member()).prop_map(|(from, to)| Step::Cut { from, to }),
         4 => Just(Step::Join),
         6 => (1u8..6).prop_map(|ticks| Step::Calm { ticks }),
@@ -177,7 +186,7 @@ fn step(temper: Temper) -> impl Strategy<Value = Step> {
         temper.time => time,
         temper.writes => (member(), 1u8..6).prop_map(|(member, batches)| Step::Write { member, batches }),
         temper.clients => clients,
-        temper.operators => operators(),
+        temper.operators => operators(temper),
         temper.files => files,
         temper.turns => (victim(), 1u8..12).prop_map(|(member, inputs)| Step::Busy { member, inputs }),
         temper.trouble => trouble(),

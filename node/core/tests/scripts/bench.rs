@@ -194,6 +194,17 @@ impl Bench {
         count
     }
 
+    /// Changes the messages that go with the states on their way.
+    pub fn spoil_snapshots(&mut self, spoil: impl Fn(&mut raftpb::Message)) {
+        for (_, _, message, _) in &mut self.parcels {
+            let mut bytes = Vec::new();
+            message.encode(&mut bytes);
+            let mut spoilt = <raftpb::Message as prost::Message>::decode(&bytes[..]).expect("as it was encoded");
+            spoil(&mut spoilt);
+            *message = Message::decode(&prost::Message::encode_to_vec(&spoilt)).expect("it is a message still");
+        }
+    }
+
     /// All messages on their way from one to the other are lost. Returns their number.
     pub fn drop_messages(&mut self, from: u64, to: u64) -> usize {
         self.links.remove(&(from, to)).map_or(0, |messages| messages.len())
@@ -222,8 +233,23 @@ impl Bench {
         }
     }
 
-    /// All messages between `ids` arrive and all their batches become durable, until nothing is left to do.
+    /// All messages and states between `ids` arrive and all their batches become durable, until nothing is left to do.
     pub fn stabilize(&mut self, ids: &[u64]) {
+        loop {
+            self.stabilize_messages(ids);
+            let parcels: BTreeSet<_> = self.parcels.iter().map(|(from, to, ..)| (*from, *to)).collect();
+            let parcels: Vec<_> = parcels.into_iter().filter(|(_, to)| ids.contains(to)).collect();
+            for (from, to) in &parcels {
+                self.deliver_snapshots(*from, *to, true);
+            }
+            if parcels.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// As `stabilize`, but states take longer.
+    pub fn stabilize_messages(&mut self, ids: &[u64]) {
         loop {
             for id in ids {
                 self.persist(*id, usize::MAX);
@@ -233,13 +259,8 @@ impl Bench {
             for (from, to) in &busy {
                 self.deliver(*from, *to, usize::MAX);
             }
-            let parcels: BTreeSet<_> = self.parcels.iter().map(|(from, to, ..)| (*from, *to)).collect();
-            let parcels: Vec<_> = parcels.into_iter().filter(|(_, to)| ids.contains(to)).collect();
-            for (from, to) in &parcels {
-                self.deliver_snapshots(*from, *to, true);
-            }
             let written = |id: &u64| self.stalled.contains(id) || self.members[id].disk.waited_for() == 0;
-            if busy.is_empty() && parcels.is_empty() && ids.iter().all(written) {
+            if busy.is_empty() && ids.iter().all(written) {
                 return;
             }
         }

@@ -19,7 +19,7 @@ mod words;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use detcd_core::limits;
+use detcd_core::{limits, proto::raftpb, types::Index};
 
 use self::{bench::Bench, words::Script};
 
@@ -80,4 +80,37 @@ fn a_follower_far_behind_is_fed_in_messages_of_bounded_size() {
     assert_eq!(bench.replica(1).unwrap().status(), bench.replica(2).unwrap().status());
     let bound = limits::APPEND_BYTES_MAX as usize + 1_000;
     assert!(bench.largest > value.len() * 10 && bench.largest <= bound, "{} bytes", bench.largest);
+}
+
+#[test]
+fn a_state_that_is_not_what_its_message_says_is_dropped() {
+    #[track_caller]
+    fn check(spoil: impl Fn(&mut raftpb::SnapshotMetadata), taken_in: bool) {
+        let mut bench = Bench::new(3, 0);
+        words::elect(&mut bench, 1);
+        bench.isolate(3);
+        bench.propose(1, words::put(Bytes::from_static(b"a"), Bytes::from_static(b"1")));
+        for _ in 0..20 {
+            bench.tick(1);
+            bench.tick(2);
+            bench.stabilize(&[1, 2]);
+        }
+        bench.join();
+        bench.tick(1);
+        bench.stabilize_messages(&[1, 3]);
+        bench.spoil_snapshots(|message| spoil(message.snapshot.as_mut().unwrap().metadata.as_mut().unwrap()));
+        bench.story.clear();
+        assert_eq!(bench.deliver_snapshots(1, 3, true), 1);
+        assert_eq!(bench.story.contains("3 drops the state of 6"), !taken_in, "{}", bench.story);
+        // Whatever came of it, the next one is good.
+        bench.tick(1);
+        bench.stabilize(&[1, 2, 3]);
+        assert_eq!(bench.replica(3).unwrap().machine().applied(), Index(6));
+    }
+    check(|_| {}, true);
+    check(|metadata| metadata.index = Some(7), false);
+    check(|metadata| metadata.term = Some(1), false);
+    check(|metadata| metadata.conf_state.as_mut().unwrap().voters.truncate(2), false);
+    check(|metadata| metadata.conf_state.as_mut().unwrap().learners.push(4), false);
+    check(|metadata| metadata.conf_state.as_mut().unwrap().voters_outgoing.push(3), false);
 }

@@ -63,6 +63,16 @@ impl Laws {
         Ok(())
     }
 
+    /// What stands on a disk is what others know too.
+    pub fn logs_match(&self, who: MemberId, disk: &Disk) -> Verdict {
+        disk.log().stamps().try_for_each(|(index, stamp)| {
+            let first = self.stamps.get(&(index, stamp.term));
+            self.require(Law::LogsMatch, first == Some(stamp), || {
+                format!("{who} has another entry {index} of term {} on its disk", stamp.term)
+            })
+        })
+    }
+
     pub fn agreed_stamp(&self, index: Index) -> Option<Stamp> {
         Some(self.agreed.get((index.0 as usize).checked_sub(1)?)?.stamp)
     }

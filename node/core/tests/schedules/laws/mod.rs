@@ -39,6 +39,8 @@ pub enum Law {
     LogsMatch,
     /// What is committed is durable on a quorum, and never differs.
     CommitDurable,
+    /// A state on disk holds nothing that the log there does not know to be committed.
+    StateCommitted,
     /// At the same applied index all members are in the same state.
     OneState,
     /// A member applies entry after entry, or goes forward to a state it was sent.
@@ -198,15 +200,9 @@ impl Laws {
         self.tally.starts += 1;
         let machine = &disk.state().0;
         let (configuration, removed) = (machine.membership.configuration(), machine.membership.is_removed(who));
-        let (log, applied) = (disk.log().clone(), machine.applied());
-        let open = disk.open_changes();
+        let (log, applied, open) = (disk.log().clone(), machine.applied(), disk.open_changes());
         self.require(Law::OneOpenChange, open <= 1, || format!("{who} finds {open} changes that are open in its log"))?;
-        for (index, stamp) in log.stamps() {
-            let first = self.stamps.get(&(index, stamp.term));
-            self.require(Law::LogsMatch, first == Some(stamp), || {
-                format!("{who} finds another entry {index} of term {} on its disk", stamp.term)
-            })?;
-        }
+        self.logs_match(who, disk)?;
         if applied > Index(0) {
             self.same_state(who, machine)?;
         }
