@@ -201,7 +201,10 @@ impl Driver {
                     self.note(event);
                 }
             }
-            Item::Removed => self.removed(),
+            Item::Removed => {
+                self.note(NodeEvent::Removed);
+                self.removed();
+            }
             Item::Stop => self.step(Input::Stop),
         }
     }

@@ -158,6 +158,33 @@ pub enum Watched {
     Ended { reason: String, compacted: i64 },
 }
 
+/// What operators ask for. Members are named by their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Change {
+    Add { url: Text, learner: bool },
+    Promote { member: u64 },
+    Remove { member: u64 },
+    Update { member: u64, urls: Vec<Text> },
+    MoveLeader { to: u64 },
+}
+
+/// A member, as the cluster tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Peer {
+    pub member: u64,
+    pub name: Text,
+    pub urls: Vec<Text>,
+    pub learner: bool,
+}
+
+/// Why an operator does not get what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Refused {
+    /// It certainly never takes effect.
+    pub definite: bool,
+    pub why: Text,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Faults happen; nothing wrong may be answered.
@@ -198,6 +225,21 @@ pub enum Event {
     Killed {
         node: NodeNumber,
         power_loss: bool,
+    },
+    /// What is on this node's disk is not what it put there: nothing that it promised can be asked of it any more.
+    Tampered {
+        node: NodeNumber,
+    },
+    /// An operator asks `node` for a change of the membership, or for another leader.
+    Asked {
+        change: u64,
+        node: NodeNumber,
+        what: Change,
+    },
+    /// What came of it: the cluster's members then, or why not.
+    Told {
+        change: u64,
+        outcome: Result<Vec<Peer>, Refused>,
     },
     /// A fault begins or ends. `fault` names it in a few words, the same at both.
     Fault {

@@ -1,6 +1,5 @@
 //! One run: build the cluster, let the clients and the nemesis at it, heal it, and judge.
 use std::{
-    collections::BTreeMap,
     fs::File,
     net::IpAddr,
     panic,
@@ -18,13 +17,13 @@ use parking_lot::Mutex;
 use crate::{
     history::{Event, NodeNumber, Outcome, Phase, Stamped},
     memory::{self, MEMORY_BYTES_MAX},
-    nemesis::{Nemesis, Tally},
+    nemesis::{self, Nemesis, Tally},
     oracle::{self, Judge, LawConfig, Verdict},
     plant::Plant,
     scenario::{Link, Scenario},
     schedule::Schedule,
     seed::Seed,
-    workload::{Client, Seen, Watcher},
+    workload::{Client, Operator, Seen, Watcher},
     world::{
         clock::{Delay, SimTime},
         cluster::{Cluster, ClusterOptions, client_ip},
@@ -40,6 +39,7 @@ const HANG: Duration = Duration::from_secs(30);
 const WATCH: Duration = Duration::from_millis(100);
 /// Watchers have addresses of their own, behind the clients'.
 const WATCHER_NUMBERS: u64 = 100;
+const OPERATOR_NUMBER: u64 = 200;
 
 /// What to run, and how to watch it.
 #[derive(Clone)]
@@ -63,7 +63,6 @@ pub struct Run {
     pub ops: Ops,
     /// What ended the run before its time: a panic, a hang, exhausted memory, a node that gave up.
     pub accident: Option<Accident>,
-    pub members: BTreeMap<NodeNumber, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +107,6 @@ impl Ops {
 struct Shared {
     recorder: Option<Recorder>,
     faults: Vec<Tally>,
-    members: BTreeMap<NodeNumber, u64>,
     exits: Vec<(NodeNumber, String)>,
 }
 
@@ -207,7 +205,6 @@ fn collect(shared: &Shared, mut accident: Option<Accident>) -> Run {
         faults: shared.faults.clone(),
         laws: laws.unwrap_or_default(),
         accident,
-        members: shared.members.clone(),
     }
 }
 
@@ -223,18 +220,22 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     let wrap = Plant::wrap(plan.plant, seed);
     let cluster = Cluster::start(&cluster_options(&scenario), seed, &recorder, wrap);
     let clients = client_addresses(&scenario);
+    let operator = client_ip(OPERATOR_NUMBER);
     join_clients(&cluster, &clients, link(scenario.network.clients));
+    join_clients(&cluster, &[operator], link(scenario.network.clients));
     if let Some(plant) = plan.plant {
         plant.strike(&cluster);
     }
-    shared.lock().members = cluster.nodes.iter().map(|node| (node.machine.number, node.member)).collect();
     let safety_ends = Duration::from_millis(scenario.run_ms);
     let recovery_ends = safety_ends + Duration::from_millis(scenario.settle_ms);
     // Clients go on in the second phase: what recovers must serve.
     start_clients(&scenario, &cluster, &recorder, seed, recovery_ends);
     let schedule = Schedule::new(&scenario, seed);
     let links = [link(scenario.network.nodes), link(scenario.network.clients)];
-    let nemesis = Nemesis::start(&cluster, &recorder, &schedule, clients, links, safety_ends);
+    let operator = Operator::new(cluster.net.host(operator), &recorder);
+    let founders = scenario.cluster.nodes;
+    let setting = nemesis::Setting { founders, seed, operator, clients, links, end: safety_ends };
+    let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
     time.sleep_until(safety_ends).await;
     nemesis.heal().await;
     shared.lock().faults = nemesis.tallies();
@@ -277,6 +278,7 @@ fn cluster_options(scenario: &Scenario) -> ClusterOptions {
     let default = DiskTiming::default();
     ClusterOptions {
         nodes: scenario.cluster.nodes,
+        spares: scenario.cluster.spares,
         net: NetParams { link: link(scenario.network.nodes), ..NetParams::default() },
         disk: DiskTiming { sync: Delay::new(scenario.disk.sync_us_min, scenario.disk.sync_us_mean), ..default },
         heartbeat_ms: scenario.cluster.heartbeat_ms,

@@ -13,7 +13,8 @@ use crate::{
     history::NodeNumber,
     scenario::{
         Nemesis, Scenario, Span, Timing,
-        fault::{Fault, Order, Target, Victim},
+        fault::{Fault, Order, Target, Victim, numbers},
+        trigger::Trigger,
     },
     seed::{Rng, Seed},
 };
@@ -47,21 +48,35 @@ pub struct FaultId {
     pub number: u64,
 }
 
-/// (To come: the event of a node that triggers it.)
+/// Times are since the run began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Since the run began.
     At(Duration),
+    /// When a node does this, within these times, and once the fault before it of the same nemesis is over. `by` says
+    /// whose doing it is; `None`: of whom the fault strikes.
+    When {
+        trigger: Trigger,
+        by: Option<Victim>,
+        from: Duration,
+        until: Duration,
+    },
+}
+
+impl Start {
+    /// Not before then.
+    pub fn earliest(&self) -> Duration {
+        match *self {
+            Start::At(at) => at,
+            Start::When { from, .. } => from,
+        }
+    }
 }
 
 impl Schedule {
     pub fn new(scenario: &Scenario, seed: Seed) -> Schedule {
         let nemeses = scenario.nemeses.iter();
         let mut faults: Vec<_> = nemeses.flat_map(|nemesis| plan(nemesis, scenario.cluster.nodes, seed)).collect();
-        faults.sort_by_key(|planned| {
-            let Start::At(at) = planned.start;
-            at
-        });
+        faults.sort_by_key(|planned| planned.start.earliest());
         Schedule { faults }
     }
 }
@@ -79,7 +94,14 @@ fn plan(nemesis: &Nemesis, nodes: usize, seed: Seed) -> Vec<Planned> {
     let plan = |(number, slot): (u64, Span)| {
         let seed = seed.child("fault", number);
         let lasts_ms = draw(seed.child("for", 0), nemesis.for_ms);
-        let start = Span { min: slot.min, max: slot.max.max(slot.min + lasts_ms) - lasts_ms };
+        let span = Span { min: slot.min, max: slot.max.max(slot.min + lasts_ms) - lasts_ms };
+        let start = match nemesis.timing {
+            Timing::When { trigger, by, from_ms, until_ms, .. } => {
+                let [from, until] = [from_ms, until_ms].map(Duration::from_millis);
+                Start::When { trigger, by, from, until }
+            }
+            _ => Start::At(Duration::from_millis(draw(seed.child("start", 0), span) as u64)),
+        };
         let mut numbers = 0;
         let fault = nemesis.fault.map(|span| {
             numbers += 1;
@@ -91,7 +113,7 @@ fn plan(nemesis: &Nemesis, nodes: usize, seed: Seed) -> Vec<Planned> {
         };
         Planned {
             id: FaultId { nemesis: nemesis.name.clone(), number },
-            start: Start::At(Duration::from_millis(draw(seed.child("start", 0), start) as u64)),
+            start,
             lasts: Duration::from_millis(lasts_ms as u64),
             fault,
             victim,
@@ -111,6 +133,7 @@ fn slots(timing: &Timing) -> Vec<Span> {
             starts.map(|start| Span { min: start, max: start + *every_ms as i64 }).collect()
         }
         Timing::At(times) => times.iter().map(|&time| Span::just(time as i64)).collect(),
+        Timing::When { times, from_ms, .. } => (0..*times).map(|_| Span::just(*from_ms as i64)).collect(),
     }
 }
 
@@ -121,28 +144,48 @@ fn draw(seed: Seed, span: Span) -> i64 {
     span.min + offset as i64
 }
 
+/// How things stand in the cluster when a fault is to strike.
+#[derive(Debug, Clone, Default)]
+pub struct Stand {
+    /// Members that run.
+    pub running: Vec<NodeNumber>,
+    pub leader: Option<NodeNumber>,
+    pub learners: Vec<NodeNumber>,
+    /// Machines on which no member runs, nor is to.
+    pub spares: Vec<NodeNumber>,
+}
+
+impl Stand {
+    /// Whether one that runs may be such a victim.
+    pub fn is(&self, number: NodeNumber, victim: Victim) -> bool {
+        let leader = self.leader.filter(|leader| self.running.contains(leader));
+        match victim {
+            Victim::Leader => leader == Some(number),
+            Victim::Follower => leader.is_some_and(|leader| leader != number),
+            Victim::Learner => self.learners.contains(&number),
+            Victim::Node(node) => node == number,
+            Victim::Any | Victim::All => true,
+            Victim::Spare => false,
+        }
+    }
+}
+
 impl Planned {
-    /// Whom it strikes if these nodes run now and this one leads. Nobody: it cannot strike yet.
-    pub fn victims(&self, running: &[NodeNumber], leader: Option<NodeNumber>) -> Vec<NodeNumber> {
-        let leader = leader.filter(|leader| running.contains(leader));
-        let one_of = |candidates: &[NodeNumber]| self.order.of(candidates).into_iter().take(1).collect();
+    /// Whom it strikes, as things stand. Nobody: it cannot strike yet.
+    pub fn victims(&self, stand: &Stand) -> Vec<NodeNumber> {
+        let one_of = |candidates: Vec<NodeNumber>| self.order.of(&candidates).into_iter().take(1).collect();
+        let running = || stand.running.iter().copied();
         match self.victim {
-            Victim::Leader => leader.into_iter().collect(),
-            Victim::Follower if leader.is_none() => Vec::new(),
-            Victim::Follower => {
-                let others = running.iter().copied().filter(|&number| Some(number) != leader);
-                one_of(&others.collect::<Vec<_>>())
-            }
-            Victim::Any => one_of(running),
-            Victim::Node(number) => running.iter().copied().filter(|&other| other == number).collect(),
-            Victim::All => running.to_vec(),
+            Victim::All => stand.running.clone(),
+            Victim::Spare => one_of(stand.spares.clone()),
+            victim => one_of(running().filter(|&number| stand.is(number, victim)).collect()),
         }
     }
 
     /// The ways between nodes that it cuts if it strikes these, each (from, to); of a flapping link, while it is down.
     pub fn cuts(&self, victims: &[NodeNumber], nodes: usize) -> Vec<(NodeNumber, NodeNumber)> {
         let Some((shape, _)) = self.fault.partition().filter(|(_, links)| links.nodes()) else { return Vec::new() };
-        let others = |victim| (1..=nodes).map(NodeNumber).filter(|&other| other != victim).collect::<Vec<_>>();
+        let others = |victim| numbers(nodes).into_iter().filter(|&other| other != victim).collect::<Vec<_>>();
         victims.iter().flat_map(|&victim| shape.cuts(victim, &self.order.of(&others(victim)))).collect()
     }
 }
@@ -150,11 +193,18 @@ impl Planned {
 /// `12.345s for 3.1s: power_loss on leader (torn)`; with the order, as in `any#17`, where it decides anything.
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Start::At(at) = self.start;
         let (kind, victim, details) = (self.fault.kind(), self.victim, self.fault.details());
-        write!(f, "{:.3}s for {:?}: {kind} on {victim}", at.as_secs_f64(), self.lasts)?;
+        match self.start {
+            Start::At(at) => write!(f, "{:.3}s", at.as_secs_f64())?,
+            Start::When { trigger, by, from, until } => {
+                write!(f, "{:.3}s to {:.3}s, when {trigger}", from.as_secs_f64(), until.as_secs_f64())?;
+                by.map_or(Ok(()), |by| write!(f, " by {by}"))?;
+                f.write_str(",")?;
+            }
+        }
+        write!(f, " for {:?}: {kind} on {victim}", self.lasts)?;
         let takes_sides = self.fault.partition().is_some_and(|(shape, _)| !shape.is_all_around());
-        if takes_sides || matches!(victim, Victim::Follower | Victim::Any) {
+        if takes_sides || matches!(victim, Victim::Follower | Victim::Any | Victim::Learner | Victim::Spare) {
             write!(f, "#{}", self.order.0)?;
         }
         if !details.is_empty() {
@@ -223,8 +273,7 @@ mod tests {
         ");
     }
     fn at_ms(planned: &Planned) -> u64 {
-        let Start::At(at) = planned.start;
-        at.as_millis() as u64
+        planned.start.earliest().as_millis() as u64
     }
 
     /// What is left of a schedule without a nemesis.
@@ -276,8 +325,9 @@ mod tests {
     fn a_fault_strikes_whom_it_can() {
         #[track_caller]
         fn check(target: &str, running: &[usize], leader: Option<usize>, victims: &str) {
-            let running: Vec<_> = running.iter().copied().map(NodeNumber).collect();
-            assert_eq!(text(&planned_on(target).victims(&running, leader.map(NodeNumber))), victims);
+            let running = running.iter().copied().map(NodeNumber).collect();
+            let stand = Stand { running, leader: leader.map(NodeNumber), ..Stand::default() };
+            assert_eq!(text(&planned_on(target).victims(&stand)), victims);
         }
         check("leader", &[1, 2, 4], Some(2), "n2");
         check("leader", &[1, 2, 4], Some(3), ""); // it led, and is down
@@ -293,12 +343,12 @@ mod tests {
 
     #[test]
     fn everyone_may_be_struck() {
-        let running = [1, 2, 3].map(NodeNumber);
+        let running = [1, 2, 3].map(NodeNumber).to_vec();
+        let stand = Stand { running, leader: Some(NodeNumber(2)), ..Stand::default() };
         for (target, all) in [("any", "n1 n2 n3"), ("follower", "n1 n3")] {
             let planned = planned_on(target);
-            let struck = (0..Order::COUNT as u16).flat_map(|draw| {
-                Planned { order: Order(draw), ..planned.clone() }.victims(&running, Some(NodeNumber(2)))
-            });
+            let struck = (0..Order::COUNT as u16)
+                .flat_map(|draw| Planned { order: Order(draw), ..planned.clone() }.victims(&stand));
             let struck: BTreeSet<_> = struck.collect();
             assert_eq!(text(&struck.into_iter().collect::<Vec<_>>()), all, "{target}");
         }

@@ -43,6 +43,10 @@ pub enum NodeEvent {
         term: Term,
         hash: u64,
     },
+    /// That entry is a change of the membership.
+    ChangeAppended {
+        index: Index,
+    },
     /// A state that arrived stands in for this member's whole log up to here; what the log held is gone. In memory, as
     /// `Appended` is.
     LogRestarted {
@@ -197,6 +201,7 @@ impl NodeEvent {
             NodeEvent::RoleChanged { .. } => "role_changed",
             NodeEvent::Proposed { .. } => "proposed",
             NodeEvent::Appended { .. } => "appended",
+            NodeEvent::ChangeAppended { .. } => "change_appended",
             NodeEvent::LogRestarted { .. } => "log_restarted",
             NodeEvent::PersistStarted { .. } => "persist_started",
             NodeEvent::Persisted { .. } => "persisted",

@@ -6,6 +6,8 @@
 //! Invariants:
 //! - Every fault that begins ends, at the latest when the phase of faults does.
 //! - Ways that several faults cut are mended when the last of them ends.
+mod disk;
+mod membership;
 mod network;
 mod process;
 
@@ -20,8 +22,10 @@ use parking_lot::Mutex;
 
 use crate::{
     history::{Event, NodeNumber, Text},
-    scenario::fault::{Fault, quorum_remains},
-    schedule::{Planned, Schedule, Start},
+    scenario::fault::{Fault, Victim, numbers, quorum_remains},
+    schedule::{Planned, Schedule, Stand, Start},
+    seed::Seed,
+    workload::Operator,
     world::{
         clock::SimTime,
         cluster::{Cluster, node_ip},
@@ -50,12 +54,18 @@ pub struct Tally {
 
 pub struct Nemesis {
     inner: Arc<Inner>,
+    /// A fault by which members may have come and gone, if there is one.
+    changes: Option<Planned>,
 }
 
 struct Inner {
     cluster: Cluster,
     recorder: Recorder,
     time: SimTime,
+    operator: Operator,
+    seed: Seed,
+    /// How many nodes founded the cluster; the others are spare.
+    founders: usize,
     /// Addresses of clients, for faults on their links.
     clients: Vec<IpAddr>,
     /// What links are like when no fault is on.
@@ -74,17 +84,26 @@ struct State {
     /// Ways that are cut, and by how many faults.
     cuts: BTreeMap<(IpAddr, IpAddr), u32>,
     active: BTreeSet<Text>,
+    /// Spare machines that a fault which is on has use for.
+    guests: BTreeSet<NodeNumber>,
+}
+
+/// What a nemesis needs of a run.
+pub struct Setting {
+    pub founders: usize,
+    pub seed: Seed,
+    pub operator: Operator,
+    /// Addresses of clients.
+    pub clients: Vec<IpAddr>,
+    /// What links are like when no fault is on: between nodes, and with clients.
+    pub links: [LinkParams; 2],
+    /// When the phase of faults ends.
+    pub end: Duration,
 }
 
 impl Nemesis {
-    pub fn start(
-        cluster: &Cluster,
-        recorder: &Recorder,
-        schedule: &Schedule,
-        clients: Vec<IpAddr>,
-        [node_link, client_link]: [LinkParams; 2],
-        end: Duration,
-    ) -> Nemesis {
+    pub fn start(cluster: &Cluster, recorder: &Recorder, schedule: &Schedule, setting: Setting) -> Nemesis {
+        let Setting { founders, seed, operator, clients, links: [node_link, client_link], end } = setting;
         let mut state = State::default();
         for planned in &schedule.faults {
             let (nemesis, kind) = (planned.id.nemesis.clone(), planned.fault.kind().to_owned());
@@ -95,17 +114,33 @@ impl Nemesis {
             cluster: cluster.clone(),
             recorder: recorder.clone(),
             time: SimTime::current(),
+            operator,
+            seed: seed.child("nemeses", 0),
+            founders,
             clients,
             node_link,
             client_link,
             end,
             state: Mutex::new(state),
         });
+        let mut waiting: BTreeMap<&str, Vec<Planned>> = BTreeMap::new();
         for planned in &schedule.faults {
-            let (inner, planned) = (inner.clone(), planned.clone());
-            tokio::spawn(async move { inner.carry_out(&planned).await });
+            if let Start::When { .. } = planned.start {
+                waiting.entry(&planned.id.nemesis).or_default().push(planned.clone());
+            } else {
+                let (inner, planned) = (inner.clone(), planned.clone());
+                tokio::spawn(async move { inner.carry_out(&planned).await });
+            }
         }
-        Nemesis { inner }
+        for planned in waiting.into_values() {
+            let inner = inner.clone();
+            tokio::spawn(async move {
+                for planned in planned {
+                    inner.lie_in_wait(&planned).await;
+                }
+            });
+        }
+        Nemesis { inner, changes: schedule.faults.iter().find(|planned| planned.fault.changes_members()).cloned() }
     }
 
     /// Waits for every fault's end, and mends whatever is left.
@@ -117,7 +152,14 @@ impl Nemesis {
         cluster.net.heal_all();
         for number in cluster.numbers() {
             cluster.resume(number);
-            cluster.restart(number);
+            // Nobody lives on a spare machine, nor where a member was removed from.
+            if self.changes.is_none() || self.inner.is_member(number) {
+                cluster.restart_ended(number);
+                cluster.restart(number);
+            }
+        }
+        if let Some(planned) = &self.changes {
+            self.inner.complete(planned).await;
         }
     }
 
@@ -128,11 +170,11 @@ impl Nemesis {
 
 impl Inner {
     async fn carry_out(&self, planned: &Planned) {
-        let Start::At(start) = planned.start;
+        let Start::At(start) = planned.start else { unreachable!("it waits for something else") };
         let end = (start + planned.lasts).min(self.end);
         self.time.sleep_until(start).await;
         let victims = loop {
-            let victims = self.victims(planned);
+            let victims = planned.victims(&self.stand());
             if !victims.is_empty() && self.may_strike(planned, &victims) {
                 break victims;
             }
@@ -142,15 +184,56 @@ impl Inner {
             }
             self.time.sleep_until(next).await;
         };
-        let name: Text = Arc::from(self.name(planned, &victims));
-        self.begin(planned, &victims, &name);
-        let effects = self.strike(planned, &victims, end).await;
-        self.finish(planned, &victims, &name, effects);
+        self.run(planned, &victims, end).await;
     }
 
-    fn victims(&self, planned: &Planned) -> Vec<NodeNumber> {
-        let running: Vec<_> = self.cluster.numbers().filter(|number| self.works(*number)).collect();
-        planned.victims(&running, self.recorder.leader())
+    /// Strikes at the moment at which some node comes to the point, if it may; if not, at another such moment.
+    async fn lie_in_wait(&self, planned: &Planned) {
+        let Start::When { trigger, by, from, until } = planned.start else { unreachable!("it does not wait") };
+        self.time.sleep_until(from).await;
+        loop {
+            let left = until.saturating_sub(self.time.now());
+            let told = self.recorder.wait_for(trigger, by.unwrap_or(planned.victim));
+            let Ok(Ok(node)) = madsim::time::timeout(left, told).await else { return };
+            let victims = match by {
+                None if planned.victim != Victim::All => vec![node],
+                _ => planned.victims(&self.stand()),
+            };
+            if !victims.is_empty()
+                && victims.iter().all(|victim| self.works(*victim))
+                && self.may_strike(planned, &victims)
+            {
+                let end = (self.time.now() + planned.lasts).min(self.end);
+                return self.run(planned, &victims, end).await;
+            }
+        }
+    }
+
+    async fn run(&self, planned: &Planned, victims: &[NodeNumber], end: Duration) {
+        let name: Text = Arc::from(self.name(planned, victims));
+        self.begin(planned, victims, &name);
+        let effects = self.strike(planned, victims, end).await;
+        self.finish(planned, victims, &name, effects);
+    }
+
+    fn stand(&self) -> Stand {
+        let number = |number: &NodeNumber| self.works(*number);
+        let spares = self.cluster.numbers().filter(|number| number.0 > self.founders);
+        let state = self.state.lock();
+        Stand {
+            running: self.cluster.numbers().filter(number).collect(),
+            leader: self.recorder.leader(),
+            learners: self.cluster.numbers().filter(|number| self.recorder.is_learner(*number)).collect(),
+            spares: spares.filter(|number| !self.works(*number) && !state.guests.contains(number)).collect(),
+        }
+    }
+
+    /// The machines of the voters; until anybody told, of the founders.
+    fn voters(&self) -> Vec<NodeNumber> {
+        let ids = self.recorder.members().voters;
+        let voters: Vec<_> =
+            self.cluster.numbers().filter(|number| ids.contains(&self.cluster.member(*number))).collect();
+        if voters.is_empty() { numbers(self.founders) } else { voters }
     }
 
     fn works(&self, number: NodeNumber) -> bool {
@@ -161,9 +244,9 @@ impl Inner {
         if !planned.keep_quorum {
             return true;
         }
-        let nodes = self.cluster.nodes.len();
+        let voters = self.voters();
         let state = self.state.lock();
-        let new_cuts = planned.cuts(victims, nodes);
+        let new_cuts = planned.cuts(victims, self.cluster.nodes.len());
         let works = |number: NodeNumber| {
             let struck = planned.fault.disables() && victims.contains(&number);
             !struck && !state.disabled.contains_key(&number) && self.works(number)
@@ -171,7 +254,7 @@ impl Inner {
         let is_cut = |a: NodeNumber, b: NodeNumber| {
             new_cuts.contains(&(a, b)) || state.cuts.contains_key(&(node_ip(a.0), node_ip(b.0)))
         };
-        quorum_remains(nodes, works, is_cut)
+        quorum_remains(&voters, works, is_cut)
     }
 
     /// `power_loss/3 on n2 (torn)`: which fault it is, and whom it struck.
@@ -185,6 +268,9 @@ impl Inner {
     fn begin(&self, planned: &Planned, victims: &[NodeNumber], name: &Text) {
         let mut state = self.state.lock();
         state.active.insert(name.clone());
+        if let Fault::Join { .. } = planned.fault {
+            state.guests.extend(victims);
+        }
         if planned.fault.disables() {
             victims.iter().for_each(|victim| *state.disabled.entry(*victim).or_default() += 1);
         }
@@ -196,6 +282,9 @@ impl Inner {
     fn finish(&self, planned: &Planned, victims: &[NodeNumber], name: &Text, effects: u64) {
         let mut state = self.state.lock();
         state.active.remove(name);
+        if let Fault::Join { .. } = planned.fault {
+            state.guests.retain(|guest| !victims.contains(guest));
+        }
         if planned.fault.disables() {
             for victim in victims {
                 let count = state.disabled.get_mut(victim).expect("counted at the beginning");
@@ -232,6 +321,17 @@ impl Inner {
             Fault::HalfOpen { links, period_ms } => self.half_open(victims, links, millis(period_ms), end).await,
             Fault::Latency { links, extra_ms } => self.clog(victims, links, millis(extra_ms), end).await,
             Fault::Loss { links, ppm } => self.lose(victims, links, ppm as u32, end).await,
+            Fault::FailedSync { files } => self.fail_sync(victims, files, end).await,
+            Fault::IoError { io, files } => self.io_error(victims, io, files, end).await,
+            Fault::DiskFull { files } => self.fill(victims, files, end).await,
+            Fault::Rot { sectors, files } => self.rot(planned, victims[0], sectors as u64, files, end).await,
+            Fault::Misdirected => self.misdirect(planned, victims[0], end).await,
+            Fault::StaleDisk => self.stale_disk(planned, victims[0], end).await,
+            Fault::Replace { arrival, keep_data } => self.replace(planned, victims[0], arrival, keep_data, end).await,
+            Fault::Join { arrival } => self.join(planned, victims[0], arrival, end).await,
+            Fault::Update => self.update(planned, victims[0], end).await,
+            Fault::MoveLeader => self.move_leader(victims[0], end).await,
+            Fault::RefusedRemoval => self.refused_removal(planned, victims[0], end).await,
         }
     }
 }

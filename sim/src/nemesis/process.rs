@@ -75,7 +75,8 @@ impl Inner {
         self.disks(victims, stalled) - before
     }
 
-    fn disks(&self, victims: &[NodeNumber], of: impl Fn(DiskStats) -> u64) -> u64 {
+    /// Of these machines' disks together.
+    pub(super) fn disks(&self, victims: &[NodeNumber], of: impl Fn(DiskStats) -> u64) -> u64 {
         victims.iter().map(|victim| of(self.cluster.node(*victim).machine.disk.stats())).sum()
     }
 

@@ -59,7 +59,13 @@ impl Law for Durability {
 
     fn observe(&mut self, event: &Stamped) {
         match &event.event {
-            Event::Started { node, member } => of_node(&mut self.members, *node).id = *member,
+            Event::Started { node, member } => {
+                let own = of_node(&mut self.members, *node);
+                if own.id != *member {
+                    *own = Member { id: *member, ..Member::default() };
+                }
+            }
+            Event::Tampered { node } => of_node(&mut self.members, *node).log.tamper(),
             Event::Node { node, event: what } if !self.case.is_closed() => {
                 let finding = self.look(event.sequence, *node, what);
                 self.case.take(finding);
@@ -100,6 +106,11 @@ impl Durability {
             NodeEvent::Persisted { persist } => {
                 member.log.persisted(persist.0);
                 Ok(())
+            }
+            NodeEvent::Recovered { commit, last, applied, .. } if commit > last || applied > last => {
+                let got = format!("commit {commit}, a state as of {applied}, and a log up to {last}");
+                let expected = "a log that reaches as far as what it says of it";
+                Err(Violation::new(sequence, format!("{node} reads its log back"), expected, got).at_index(last.0))
             }
             NodeEvent::Recovered { term, vote, last, .. } => {
                 self.recovered(sequence, node, Promise { term: term.0, vote: vote.0 }, last.0)

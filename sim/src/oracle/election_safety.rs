@@ -45,7 +45,15 @@ impl Law for ElectionSafety {
         }
         let finding = match &event.event {
             Event::Started { node, member } => {
-                of_node(&mut self.members, *node).id = *member;
+                let own = of_node(&mut self.members, *node);
+                if own.id != *member {
+                    *own = Member { id: *member, ..Member::default() };
+                }
+                Ok(())
+            }
+            Event::Tampered { node } => {
+                let own = of_node(&mut self.members, *node);
+                *own = Member { id: own.id, ..Member::default() };
                 Ok(())
             }
             Event::Node { node, event: what } => self.look(event.sequence, *node, what),

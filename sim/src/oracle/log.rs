@@ -54,6 +54,8 @@ pub struct MemberLog {
     pending: VecDeque<Record>,
     /// Whether it ever started.
     known: bool,
+    /// Somebody else wrote to its disk: whatever it reads back, there is nothing to compare that with.
+    tampered: bool,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,9 @@ impl MemberLog {
     /// The member came back with so many entries and this promise. False if that is not what a failure can have left:
     /// what was durable, and some first part of what was on its way.
     pub fn recover(&mut self, promise: Promise, last: u64) -> bool {
-        let found = if self.known {
+        let found = if std::mem::take(&mut self.tampered) {
+            Some(vec![Stamp::UNKNOWN; last as usize])
+        } else if self.known {
             self.survivors(promise, last as usize)
         } else {
             Some((1..=last).map(Stamp::founding).collect())
@@ -118,6 +122,11 @@ impl MemberLog {
         self.pending.clear();
         self.known = true;
         right
+    }
+
+    /// What is on its disk is not what it put there.
+    pub fn tamper(&mut self) {
+        self.tampered = true;
     }
 
     /// The log that was left, as far as its length and the promise tell. Where more than one fits, what differs between

@@ -26,6 +26,7 @@ pub struct LogMatching {
 
 #[derive(Default)]
 struct Member {
+    id: u64,
     log: MemberLog,
     /// The term in which it leads.
     leads: Option<u64>,
@@ -40,11 +41,26 @@ impl Law for LogMatching {
     }
 
     fn observe(&mut self, event: &Stamped) {
-        if let Event::Node { node, event: what } = &event.event
-            && !self.case.is_closed()
-        {
-            let finding = self.look(event.sequence, *node, what);
-            self.case.take(finding);
+        if self.case.is_closed() {
+            return;
+        }
+        match &event.event {
+            Event::Started { node, member } => {
+                let own = of_node(&mut self.members, *node);
+                if own.id != *member {
+                    *own = Member { id: *member, ..Member::default() };
+                }
+            }
+            Event::Tampered { node } => {
+                let own = of_node(&mut self.members, *node);
+                own.log.tamper();
+                (own.commit, own.checked) = (0, 0);
+            }
+            Event::Node { node, event: what } => {
+                let finding = self.look(event.sequence, *node, what);
+                self.case.take(finding);
+            }
+            _ => {}
         }
     }
 

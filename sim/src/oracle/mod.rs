@@ -4,6 +4,7 @@
 //!   `replay.rs` leads along the applied log; `second_opinion.rs` judges it without looking at the nodes.
 //! - `durability.rs`, `agreement.rs`, `election_safety.rs` and `log_matching.rs` judge what the nodes note of themselves;
 //!   `log.rs` follows a node's log in memory and on disk for them.
+//! - `membership.rs` judges who is a member, by what nodes note and what operators are told.
 //! - `recovery.rs` and `promptness.rs` judge that things happen in time.
 //!
 //! Laws share no logic with the node. Each must be able to fail: its tests edit a good history until it does.
@@ -14,6 +15,7 @@ mod election_safety;
 mod linearizable;
 mod log;
 mod log_matching;
+mod membership;
 mod model;
 mod promptness;
 mod recovery;
@@ -102,6 +104,7 @@ pub fn all(config: &LawConfig) -> Vec<Box<dyn Law>> {
         Box::new(agreement::Agreement::default()),
         Box::new(election_safety::ElectionSafety::default()),
         Box::new(log_matching::LogMatching::default()),
+        Box::new(membership::Membership::default()),
         Box::new(watch::Watch::default()),
         Box::new(recovery::Recovery::new(config.nodes, config.recovery_bound_ms)),
     ];

@@ -1,5 +1,5 @@
 //! The faults: what can be done to a cluster, to whom, and what a partition cuts.
-use std::fmt;
+use std::{fmt, path::Path};
 
 use crate::history::NodeNumber;
 
@@ -37,6 +37,77 @@ pub enum Fault<N> {
     ClockDrift { ppm: N },
     /// The wall clock jumps by so much, and back at the end.
     WallJump { ms: N },
+    /// The next sync fails, and what it was to write is lost.
+    FailedSync { files: Files },
+    /// Everything of one kind fails on the disk.
+    IoError { io: DiskIo, files: Files },
+    /// Nothing more fits on the disk.
+    DiskFull { files: Files },
+    /// The machine is off, and bits of so many sectors flip; then it starts, and if it will not, it is replaced.
+    Rot { sectors: N, files: Files },
+    /// The next write goes to another place. When the machine starts again it may refuse, and is replaced.
+    Misdirected,
+    /// The machine comes back with its disk as it was at the fault's start. If it notices, it is replaced.
+    StaleDisk,
+    /// The member is removed, and after a while an empty machine is added in its place.
+    Replace { arrival: Arrival, keep_data: bool },
+    /// A spare machine joins, and is removed at the end.
+    Join { arrival: Arrival },
+    /// The member is said to have one more peer URL, at which nobody listens; at the end not any more.
+    Update,
+    /// The leader is asked to hand over to this member.
+    MoveLeader,
+    /// Somebody asks to remove the member, again and again, and must be refused.
+    RefusedRemoval,
+}
+
+/// How a member comes into a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// As a learner, and stays one.
+    Learner,
+    /// As a learner that is promoted once it has caught up.
+    Promoted,
+    /// As a voter at once.
+    Voter,
+}
+
+/// Which files a fault of a disk is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    Log,
+    /// Checkpoints, and snapshots that come from others.
+    State,
+    All,
+}
+
+impl Files {
+    pub fn contain(self, path: &str) -> bool {
+        let is_under = |dir: &str| Path::new(path).starts_with(dir);
+        match self {
+            Files::Log => is_under("/data/member/wal"),
+            Files::State => is_under("/data/member/snap"),
+            Files::All => true,
+        }
+    }
+}
+
+impl fmt::Display for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Files::Log => "log",
+            Files::State => "state",
+            Files::All => "all files",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskIo {
+    Read,
+    Write,
+    Sync,
+    Entry,
 }
 
 impl<N: Copy> Fault<N> {
@@ -55,6 +126,17 @@ impl<N: Copy> Fault<N> {
             Fault::SlowFsync { .. } | Fault::StalledFsync => "slow_fsync",
             Fault::ClockDrift { .. } => "clock_drift",
             Fault::WallJump { .. } => "wall_jump",
+            Fault::FailedSync { .. } => "failed_sync",
+            Fault::IoError { .. } => "io_error",
+            Fault::DiskFull { .. } => "disk_full",
+            Fault::Rot { .. } => "rot",
+            Fault::Misdirected => "misdirected",
+            Fault::StaleDisk => "stale_disk",
+            Fault::Replace { .. } => "replace",
+            Fault::Join { .. } => "join",
+            Fault::Update => "update",
+            Fault::MoveLeader => "move_leader",
+            Fault::RefusedRemoval => "refused_removal",
         }
     }
 
@@ -76,12 +158,38 @@ impl<N: Copy> Fault<N> {
             Fault::StalledFsync => Fault::StalledFsync,
             Fault::ClockDrift { ppm } => Fault::ClockDrift { ppm: f(ppm) },
             Fault::WallJump { ms } => Fault::WallJump { ms: f(ms) },
+            Fault::FailedSync { files } => Fault::FailedSync { files },
+            Fault::IoError { io, files } => Fault::IoError { io, files },
+            Fault::DiskFull { files } => Fault::DiskFull { files },
+            Fault::Rot { sectors, files } => Fault::Rot { sectors: f(sectors), files },
+            Fault::Misdirected => Fault::Misdirected,
+            Fault::StaleDisk => Fault::StaleDisk,
+            Fault::Replace { arrival, keep_data } => Fault::Replace { arrival, keep_data },
+            Fault::Join { arrival } => Fault::Join { arrival },
+            Fault::Update => Fault::Update,
+            Fault::MoveLeader => Fault::MoveLeader,
+            Fault::RefusedRemoval => Fault::RefusedRemoval,
         }
     }
 
-    /// Whether the victim can do nothing for the cluster while it lasts.
+    /// Whether the victim may do nothing for the cluster while it lasts.
     pub fn disables(&self) -> bool {
-        matches!(self, Fault::PowerLoss { .. } | Fault::Kill | Fault::Pause | Fault::StalledFsync)
+        match self {
+            Fault::PowerLoss { .. } | Fault::Kill | Fault::Pause | Fault::StalledFsync => true,
+            Fault::FailedSync { .. } | Fault::IoError { .. } | Fault::DiskFull { .. } => true,
+            Fault::Replace { .. } => true,
+            _ => self.may_ruin(),
+        }
+    }
+
+    /// Whether it may take from the victim what it had promised to keep.
+    pub fn may_ruin(&self) -> bool {
+        matches!(self, Fault::Rot { .. } | Fault::Misdirected | Fault::StaleDisk)
+    }
+
+    /// Whether members may come and go because of it.
+    pub fn changes_members(&self) -> bool {
+        matches!(self, Fault::Replace { .. } | Fault::Join { .. } | Fault::Update) || self.may_ruin()
     }
 
     /// What it cuts, if it cuts.
@@ -112,6 +220,14 @@ impl Fault<i64> {
             Fault::StalledFsync => "stalled".into(),
             Fault::ClockDrift { ppm } => format!("{ppm:+} ppm"),
             Fault::WallJump { ms } => format!("{ms:+} ms"),
+            Fault::FailedSync { files } | Fault::DiskFull { files } => files.to_string(),
+            Fault::IoError { io, files } => format!("{}, {files}", format!("{io:?}").to_lowercase()),
+            Fault::Rot { sectors, files } => format!("{sectors} sectors, {files}"),
+            Fault::Misdirected | Fault::StaleDisk | Fault::Update | Fault::MoveLeader | Fault::RefusedRemoval => {
+                String::new()
+            }
+            Fault::Replace { arrival, keep_data: true } => format!("comes back with its data, then as {arrival}"),
+            Fault::Replace { arrival, .. } | Fault::Join { arrival } => format!("as {arrival}"),
         }
     }
 }
@@ -132,6 +248,10 @@ pub enum Victim {
     Follower,
     /// A random node.
     Any,
+    /// A random node that is a learner.
+    Learner,
+    /// A random machine on which no member runs.
+    Spare,
     Node(NodeNumber),
     /// Every node, at once.
     All,
@@ -143,9 +263,21 @@ impl fmt::Display for Victim {
             Victim::Leader => f.write_str("leader"),
             Victim::Follower => f.write_str("follower"),
             Victim::Any => f.write_str("any"),
+            Victim::Learner => f.write_str("learner"),
+            Victim::Spare => f.write_str("spare"),
             Victim::Node(number) => number.fmt(f),
             Victim::All => f.write_str("all"),
         }
+    }
+}
+
+impl fmt::Display for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Arrival::Learner => "a learner",
+            Arrival::Promoted => "a learner, then a voter",
+            Arrival::Voter => "a voter",
+        })
     }
 }
 
@@ -261,15 +393,19 @@ pub fn majority(nodes: usize) -> usize {
     nodes / 2 + 1
 }
 
-/// Whether some node that works can talk, both ways, with so many others that work that they are a majority.
+/// Whether some voter that works can talk, both ways, with so many others that work that they are a majority.
 pub fn quorum_remains(
-    nodes: usize,
+    voters: &[NodeNumber],
     works: impl Fn(NodeNumber) -> bool,
     is_cut: impl Fn(NodeNumber, NodeNumber) -> bool,
 ) -> bool {
     let talk = |a, b| works(a) && works(b) && (a == b || (!is_cut(a, b) && !is_cut(b, a)));
-    let numbers = || (1..=nodes).map(NodeNumber);
-    numbers().any(|a| numbers().filter(|&b| talk(a, b)).count() >= majority(nodes))
+    voters.iter().any(|&a| voters.iter().filter(|&&b| talk(a, b)).count() >= majority(voters.len()))
+}
+
+/// The nodes that a cluster of this size has.
+pub fn numbers(nodes: usize) -> Vec<NodeNumber> {
+    (1..=nodes).map(NodeNumber).collect()
 }
 
 /// A drawn order of up to seven things: one of 7! numbers, which every smaller factorial divides evenly.
@@ -331,7 +467,7 @@ mod tests {
                 let others: Vec<_> = (2..=nodes).map(NodeNumber).collect();
                 let cuts: BTreeSet<_> = shape.cuts(NodeNumber(1), &others).into_iter().collect();
                 let is_cut = |from, to| cuts.contains(&(from, to));
-                assert!(quorum_remains(nodes, |_| true, is_cut), "{shape} of {nodes}");
+                assert!(quorum_remains(&numbers(nodes), |_| true, is_cut), "{shape} of {nodes}");
                 for a in (1..=nodes).map(NodeNumber).filter(|_| shape == Majorities) {
                     let heard = (1..=nodes).filter(|&b| !is_cut(NodeNumber(b), a)).count();
                     assert!(heard >= majority(nodes), "{a} of {nodes}");
@@ -343,12 +479,12 @@ mod tests {
     #[test]
     fn a_quorum_needs_a_majority_around_one_node() {
         let all = |_| true;
-        assert!(quorum_remains(3, |node| node.0 != 2, |_, _| false));
-        assert!(!quorum_remains(3, |node| node.0 == 2, |_, _| false));
-        assert!(!quorum_remains(4, |node| node.0 > 2, |_, _| false));
-        assert!(!quorum_remains(3, all, |from, _| from.0 != 1)); // one way is no way
-        assert!(quorum_remains(1, all, |_, _| true));
-        assert!(!quorum_remains(1, |_| false, |_, _| false));
+        assert!(quorum_remains(&numbers(3), |node| node.0 != 2, |_, _| false));
+        assert!(!quorum_remains(&numbers(3), |node| node.0 == 2, |_, _| false));
+        assert!(!quorum_remains(&numbers(4), |node| node.0 > 2, |_, _| false));
+        assert!(!quorum_remains(&numbers(3), all, |from, _| from.0 != 1)); // one way is no way
+        assert!(quorum_remains(&numbers(1), all, |_, _| true));
+        assert!(!quorum_remains(&numbers(1), |_| false, |_, _| false));
     }
 
     #[test]

@@ -5,12 +5,13 @@
 //! is checked here, and nowhere else: whoever is handed a [`Scenario`] may rely on it.
 //!
 //! - `fields.rs` reads TOML tables, words mistakes and makes the JSON Schema,
-//! - `fault.rs` says what faults there are, `nemesis.rs` how they are written down.
+//! - `fault.rs` says what faults there are, `nemesis.rs` how they are written down, `trigger.rs` what they wait for.
 pub mod fault;
 mod fields;
 mod nemesis;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod trigger;
 
 use std::{fs, io, path::Path};
 
@@ -48,6 +49,8 @@ pub struct Scenario {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
     pub nodes: usize,
+    /// Machines on which no member runs at first.
+    pub spares: usize,
     pub heartbeat_ms: u64,
     pub election_ms: u64,
     pub segment_bytes: u64,
@@ -165,6 +168,7 @@ const NODE_EVENTS: &[&str] = &[
     "role_changed",
     "proposed",
     "appended",
+    "change_appended",
     "persist_started",
     "persisted",
     "sent",
@@ -264,7 +268,7 @@ impl Scenario {
         let disk = fields.table("disk", "how long operations of disks take", Disk::read);
         let clock = fields.table("clock", "the nodes' clocks", Clock::read);
         let workload = fields.table("workload", "what clients do", Workload::read);
-        let setting = Setting { nodes: cluster.nodes, run_ms };
+        let setting = Setting { nodes: cluster.nodes, spares: cluster.spares, run_ms };
         let mut names = Vec::new();
         let nemeses = fields.tables("nemesis", "what goes wrong", Nemesis::VARIANTS, |fields| {
             let nemesis = Nemesis::read(fields, &setting, &names)?;
@@ -294,6 +298,11 @@ impl Scenario {
 impl Cluster {
     fn read(fields: &mut Fields) -> Cluster {
         let nodes = fields.number("nodes", "how many there are", 1..=NODES_MAX, 3);
+        let spares_max = NODES_MAX - nodes.min(NODES_MAX);
+        let spares = fields.number("spares", "machines on which no member runs at first", 0..=NODES_MAX, 0);
+        if spares > spares_max {
+            fields.wrong("spares", format!("expected at most {spares_max}: {NODES_MAX} machines in all"));
+        }
         let heartbeat_doc = "the interval of the leader's heartbeats, in milliseconds";
         let heartbeat_ms = fields.number("heartbeat_ms", heartbeat_doc, 10..=10_000, 100);
         let election_doc = "the least time without a leader before an election, in milliseconds";
@@ -312,7 +321,7 @@ impl Cluster {
             fields.number("checkpoint_bytes", checkpoint_doc, 512..=CHECKPOINT_BYTES, CHECKPOINT_BYTES);
         let tail_doc = "applied entries that are kept in memory for followers a little behind, in bytes";
         let tail_bytes = fields.number("tail_bytes", tail_doc, 64..=TAIL_BYTES, TAIL_BYTES);
-        Cluster { nodes, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes }
+        Cluster { nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes }
     }
 }
 

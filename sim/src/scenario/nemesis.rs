@@ -1,8 +1,9 @@
 //! A nemesis: one fault that strikes again and again.
 use super::{
     DAY_MS, Span,
-    fault::{Fault, Links, NODES_MAX, Shape, Target, Victim, quorum_remains},
+    fault::{Arrival, DiskIo, Fault, Files, Links, NODES_MAX, Shape, Target, Victim, numbers, quorum_remains},
     fields::Fields,
+    trigger::Trigger,
 };
 use crate::history::NodeNumber;
 
@@ -21,22 +22,25 @@ pub struct Nemesis {
     pub keep_quorum: bool,
 }
 
-/// When a nemesis strikes. (To come: on an event of a node, as in `when = "before fsync 2 after conf_change_append"`.)
+/// When a nemesis strikes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timing {
     /// Once in each stretch of `every_ms` from `from_ms` on, at a random moment; the last one ends by `until_ms`.
     Every { every_ms: u64, from_ms: u64, until_ms: u64 },
     /// At these times exactly, in milliseconds since the run began.
     At(Vec<u64>),
+    /// When a node does this, up to so many times, one after another, within these times.
+    When { trigger: Trigger, by: Option<Victim>, times: u64, from_ms: u64, until_ms: u64 },
 }
 
 /// What a nemesis must agree with.
 pub struct Setting {
     pub nodes: usize,
+    pub spares: usize,
     pub run_ms: u64,
 }
 
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 23] = [
     "power_loss",
     "kill",
     "pause",
@@ -49,7 +53,26 @@ const KINDS: [&str; 12] = [
     "slow_fsync",
     "clock_drift",
     "wall_jump",
+    "failed_sync",
+    "io_error",
+    "disk_full",
+    "rot",
+    "misdirected",
+    "stale_disk",
+    "replace",
+    "join",
+    "update",
+    "move_leader",
+    "refused_removal",
 ];
+
+const ARRIVALS: [(&str, Arrival); 3] =
+    [("promoted", Arrival::Promoted), ("voter", Arrival::Voter), ("learner", Arrival::Learner)];
+
+const FILES: [(&str, Files); 3] = [("log", Files::Log), ("state", Files::State), ("all", Files::All)];
+
+const DISK_IO: [(&str, DiskIo); 4] =
+    [("write", DiskIo::Write), ("sync", DiskIo::Sync), ("entry", DiskIo::Entry), ("read", DiskIo::Read)];
 
 const SHAPES: [(&str, Shape); 6] = [
     ("isolate", Shape::Isolate),
@@ -62,12 +85,14 @@ const SHAPES: [(&str, Shape); 6] = [
 
 const LINKS: [(&str, Links); 3] = [("nodes", Links::Nodes), ("clients", Links::Clients), ("all", Links::All)];
 
-const TARGETS: [(&str, Target); 12] = [
+const TARGETS: [(&str, Target); 14] = [
     ("leader", Target::One(Victim::Leader)),
     ("follower", Target::One(Victim::Follower)),
     ("any", Target::One(Victim::Any)),
     ("all", Target::One(Victim::All)),
     ("rolling", Target::Rolling),
+    ("learner", Target::One(Victim::Learner)),
+    ("spare", Target::One(Victim::Spare)),
     ("n1", node(1)),
     ("n2", node(2)),
     ("n3", node(3)),
@@ -78,6 +103,7 @@ const TARGETS: [(&str, Target); 12] = [
 ];
 
 const ON_DEFAULT: usize = 2;
+const SPARE: usize = 6;
 const HOUR_MS: i64 = 3_600_000;
 
 const fn node(number: usize) -> Target {
@@ -93,8 +119,10 @@ impl Nemesis {
         let kind = fields.variant("kind", "what is done", &KINDS)?;
         let name =
             fields.text("name", "its name in reports and in must_fire, unlike any other; the kind by default", false);
-        let on = fields.choice("on", "whom it strikes; rolling is each node in turn", &TARGETS, ON_DEFAULT);
-        check_target(fields, on, setting);
+        let on_doc = "whom it strikes; rolling is each node in turn, spare a machine without a member";
+        let on_default = if kind == "join" { SPARE } else { ON_DEFAULT };
+        let on = fields.choice("on", on_doc, &TARGETS, on_default);
+        check_target(fields, kind, on, setting);
         let for_ms = fields.span("for_ms", "how long it lasts each time, in milliseconds", 1..=HOUR_MS, None);
         let fault = read_fault(fields, kind);
         let keep_quorum = fields.flag("keep_quorum", "not to strike while that would leave no quorum", true);
@@ -147,8 +175,36 @@ fn read_fault(fields: &mut Fields, kind: &str) -> Fault<Span> {
             let doc = "by how much the wall clock jumps, in milliseconds";
             Fault::WallJump { ms: fields.span("ms", doc, -10_000 * HOUR_MS..=10_000 * HOUR_MS, None) }
         }
+        "failed_sync" => Fault::FailedSync { files: read_files(fields) },
+        "io_error" => {
+            let io = fields.choice("io", "what fails: entry is opening, listing and renaming", &DISK_IO, 0);
+            Fault::IoError { io, files: read_files(fields) }
+        }
+        "disk_full" => Fault::DiskFull { files: read_files(fields) },
+        "rot" => {
+            let sectors = fields.span("sectors", "how many sectors rot", 1..=1_000, Some(1));
+            Fault::Rot { sectors, files: read_files(fields) }
+        }
+        "misdirected" => Fault::Misdirected,
+        "stale_disk" => Fault::StaleDisk,
+        "replace" => {
+            let doc = "whether the removed member is started again first, with the data it has";
+            Fault::Replace { arrival: read_arrival(fields), keep_data: fields.flag("keep_data", doc, false) }
+        }
+        "join" => Fault::Join { arrival: read_arrival(fields) },
+        "update" => Fault::Update,
+        "move_leader" => Fault::MoveLeader,
+        "refused_removal" => Fault::RefusedRemoval,
         other => unreachable!("{other} is not in KINDS"),
     }
+}
+
+fn read_files(fields: &mut Fields) -> Files {
+    fields.choice("files", "which files: of the log, of the state (checkpoints and snapshots), or all", &FILES, 0)
+}
+
+fn read_arrival(fields: &mut Fields) -> Arrival {
+    fields.choice("as", "what it is added as; promoted is a learner first, then a voter", &ARRIVALS, 0)
 }
 
 fn read_shape(fields: &mut Fields) -> Shape {
@@ -179,6 +235,17 @@ fn read_timing(fields: &mut Fields, for_ms: Span, setting: &Setting) -> Timing {
     let until_doc = "when the last such stretch ends, in milliseconds; by default run_ms";
     let until_ms = fields.optional_number("until_ms", until_doc, 0..=DAY_MS, None).unwrap_or(run_ms);
     let at_ms = fields.numbers("at_ms", "when it strikes, in milliseconds since the run began, instead of every_ms");
+    let doc = "what it waits for a node to do, instead of every_ms: [before|after] POINT [COUNT] [after POINT]";
+    let when = fields.text("when", doc, false);
+    let by_doc = "of whom the point of when is; by default of whom it strikes, at that very moment";
+    let by = fields.choice("by", by_doc, &TARGETS, ON_DEFAULT);
+    let times = fields.number("times", "how often it strikes at most, with when", 1..=1_000, 1);
+    if let Some(when) = when {
+        return read_when(fields, &when, by, times, [from_ms, until_ms], run_ms);
+    }
+    for name in ["by", "times"].into_iter().filter(|name| fields.is_set(name)) {
+        fields.wrong(name, "expected together with when");
+    }
     if fields.is_set("at_ms") {
         if let Some(other) = ["every_ms", "from_ms", "until_ms"].into_iter().find(|name| fields.is_set(name)) {
             fields.wrong(other, "expected either this or at_ms");
@@ -207,6 +274,32 @@ fn read_timing(fields: &mut Fields, for_ms: Span, setting: &Setting) -> Timing {
     Timing::Every { every_ms, from_ms, until_ms }
 }
 
+fn read_when(fields: &Fields, when: &str, by: Target, times: u64, window: [u64; 2], run_ms: u64) -> Timing {
+    if let Some(other) = ["every_ms", "at_ms"].into_iter().find(|name| fields.is_set(name)) {
+        fields.wrong(other, "expected either this or when");
+    }
+    let [from_ms, until_ms] = window;
+    if until_ms > run_ms {
+        fields.wrong("until_ms", format!("expected at most run_ms = {run_ms}"));
+    } else if from_ms >= until_ms {
+        fields.wrong("from_ms", format!("expected less than until_ms = {until_ms}"));
+    }
+    let by = match by {
+        Target::One(victim) => Some(victim),
+        Target::Rolling => {
+            fields.wrong("by", "expected one node");
+            None
+        }
+    };
+    match Trigger::parse(when) {
+        Ok(trigger) => Timing::When { trigger, by: by.filter(|_| fields.is_set("by")), times, from_ms, until_ms },
+        Err(problem) => {
+            fields.wrong("when", problem);
+            Timing::At(Vec::new())
+        }
+    }
+}
+
 fn problem_of_times(times: &[u64], for_ms: Span, run_ms: u64) -> Option<String> {
     let for_ms = for_ms.max as u64;
     let Some(last) = times.last() else { return Some("expected at least one time".into()) };
@@ -218,13 +311,23 @@ fn problem_of_times(times: &[u64], for_ms: Span, run_ms: u64) -> Option<String> 
     is_late.then(|| format!("expected the last to end, after for_ms = {for_ms}, by run_ms = {run_ms}"))
 }
 
-fn check_target(fields: &Fields, on: Target, setting: &Setting) {
+fn check_target(fields: &Fields, kind: &str, on: Target, setting: &Setting) {
+    let is_spare = on == Target::One(Victim::Spare);
     match on {
         Target::One(Victim::Node(number)) if number.0 > setting.nodes => {
             fields.wrong("on", format!("expected a node of the cluster, up to n{}", setting.nodes));
         }
         Target::One(Victim::Leader | Victim::Follower) if setting.nodes == 1 => {
             fields.wrong("on", "a cluster of one node has nobody to tell its leader from; expected any");
+        }
+        _ if is_spare != (kind == "join") => {
+            fields.wrong("on", "spare machines are for join, and for nothing else");
+        }
+        Target::One(Victim::Spare) if setting.spares == 0 => {
+            fields.wrong("on", "there is none; expected cluster.spares = 1 or more");
+        }
+        Target::One(Victim::All) if ["replace", "update", "move_leader", "refused_removal"].contains(&kind) => {
+            fields.wrong("on", "expected one node");
         }
         _ => {}
     }
@@ -247,7 +350,7 @@ fn check_partition(fields: &Fields, fault: &Fault<Span>, on: Target, setting: &S
 
 /// Whether a quorum remains when this fault is on, and no other.
 fn leaves_quorum(fault: &Fault<Span>, on: Target, nodes: usize) -> bool {
-    let numbers: Vec<_> = (1..=nodes.min(NODES_MAX)).map(NodeNumber).collect();
+    let numbers = numbers(nodes.min(NODES_MAX));
     let struck = if on == Target::One(Victim::All) { &numbers[..] } else { &numbers[..1] };
     let cuts = match fault.partition() {
         Some((shape, links)) if links.nodes() && nodes >= shape.nodes_min() => {
@@ -257,7 +360,7 @@ fn leaves_quorum(fault: &Fault<Span>, on: Target, nodes: usize) -> bool {
         _ => Vec::new(),
     };
     quorum_remains(
-        nodes,
+        &numbers,
         |number| !(fault.disables() && struck.contains(&number)),
         |from, to| cuts.contains(&(from, to)),
     )

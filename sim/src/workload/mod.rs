@@ -1,13 +1,14 @@
 //! Seeded clients over the real gRPC client.
 mod channel;
 mod client;
+mod operator;
 mod watcher;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-pub use self::{channel::Channel, client::Client, watcher::Watcher};
+pub use self::{channel::Channel, client::Client, operator::Operator, watcher::Watcher};
 use crate::history::{NodeNumber, Text};
 
 /// The value of each key that some client saw last.

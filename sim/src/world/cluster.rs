@@ -5,15 +5,11 @@ use std::{
     time::Duration,
 };
 
-use detcd_core::{
-    event::{NodeEvent, Role},
-    machine::membership::Member,
-    replica::Replica,
-};
+use detcd_core::{machine::membership::Member, replica::Replica};
 use detcd_node::{
-    config::{Config, Founder},
+    config::{ClusterState, Config, Founder},
     driver::Step,
-    error::ExitReason,
+    error::{ExitReason, Failure},
 };
 use madsim::{
     runtime::{Handle, NodeHandle},
@@ -29,7 +25,7 @@ use super::{
     recorder::Recorder,
 };
 use crate::{
-    history::{Event, NodeNumber},
+    history::{Event, NodeNumber, Peer},
     seed::{Rng, Seed},
 };
 
@@ -37,6 +33,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
     pub nodes: usize,
+    /// Machines on which no member runs at first.
+    pub spares: usize,
     pub net: NetParams,
     pub disk: DiskTiming,
     pub heartbeat_ms: u64,
@@ -64,18 +62,62 @@ pub struct Cluster {
 /// One machine and the process on it.
 pub struct Node {
     pub machine: Machine,
-    pub member: u64,
     process: NodeHandle,
     state: Arc<Mutex<ProcessState>>,
 }
 
-#[derive(Debug, Default)]
 struct ProcessState {
+    /// What the next process starts with.
+    config: Config,
+    /// The member that it is; 0 is none.
+    member: u64,
     incarnation: u64,
     running: bool,
     paused: bool,
-    /// Why the process ended by itself, if it did.
-    exited: Option<String>,
+    /// How the process ended by itself, if it did.
+    exit: Option<Exit>,
+    /// How it may end by itself, as long as some fault is on: once for each such fault.
+    allowed: Vec<&'static [ExitKind]>,
+}
+
+/// A process that ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    pub kind: ExitKind,
+    pub reason: String,
+    /// A fault that was on may have this effect.
+    pub allowed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitKind {
+    /// The cluster removed this member.
+    Removed,
+    /// It found nobody who knows it.
+    Stranded,
+    /// The disk failed: an error, or no space.
+    Disk,
+    /// What is on the disk cannot be right.
+    Damage,
+    /// What others say and what this member knows cannot both be right.
+    Halted,
+    Other,
+}
+
+impl ExitKind {
+    fn of(failure: &Failure) -> ExitKind {
+        match failure {
+            Failure::Removed { .. } => ExitKind::Removed,
+            Failure::Join { .. } => ExitKind::Stranded,
+            Failure::Disk { .. } | Failure::LogWrite { .. } => ExitKind::Disk,
+            Failure::Damaged { .. }
+            | Failure::Log { .. }
+            | Failure::DamagedState { .. }
+            | Failure::StrayState { .. } => ExitKind::Damage,
+            Failure::Halted(_) => ExitKind::Halted,
+            Failure::Locked { .. } | Failure::Listen { .. } | Failure::NotInCluster { .. } => ExitKind::Other,
+        }
+    }
 }
 
 pub fn node_ip(number: usize) -> IpAddr {
@@ -96,9 +138,8 @@ impl Cluster {
         let time = SimTime::current();
         let observer = Arc::new(recorder.clone());
         let net = SimNet::new(time.clone(), options.net, seed.child("net", 0), observer.clone());
-        let numbers = (1..=options.nodes).map(NodeNumber);
-        let founders: Vec<_> = numbers.clone().map(founder).collect();
-        let nodes = numbers.map(|number| {
+        let founders: Vec<_> = (1..=options.nodes).map(NodeNumber).map(founder).collect();
+        let nodes = (1..=options.nodes + options.spares).map(NodeNumber).map(|number| {
             let seed = seed.child("node", number.0 as u64);
             let disk =
                 SimDisk::new(number.0 as u64, time.clone(), options.disk, seed.child("disk", 0), observer.clone());
@@ -108,7 +149,7 @@ impl Cluster {
             Node::build(machine, config(number, options, &founders), wrap.clone())
         });
         let cluster = Cluster { nodes: Arc::new(nodes.collect()), net, time, recorder: recorder.clone() };
-        for node in cluster.nodes.iter() {
+        for node in &cluster.nodes[..options.nodes] {
             cluster.note_start(node);
         }
         cluster
@@ -124,20 +165,87 @@ impl Cluster {
 
     pub fn is_running(&self, number: NodeNumber) -> bool {
         let state = self.node(number).state.lock();
-        state.running && state.exited.is_none()
+        state.running && state.exit.is_none()
+    }
+
+    /// The id of the member that this machine is, or was last.
+    pub fn member(&self, number: NodeNumber) -> u64 {
+        self.node(number).state.lock().member
+    }
+
+    pub fn number_of(&self, member: u64) -> Option<NodeNumber> {
+        self.numbers().find(|number| self.member(*number) == member)
     }
 
     pub fn is_paused(&self, number: NodeNumber) -> bool {
         self.node(number).state.lock().paused
     }
 
-    /// The nodes whose process ended by itself, and why.
+    /// The nodes whose process ended by itself although no fault explains it, and why.
     pub fn exits(&self) -> Vec<(NodeNumber, String)> {
         let exits = self.nodes.iter().filter_map(|node| {
-            let reason = node.state.lock().exited.clone()?;
-            Some((node.machine.number, reason))
+            let exit = node.state.lock().exit.clone().filter(|exit| !exit.allowed)?;
+            Some((node.machine.number, exit.reason))
         });
         exits.collect()
+    }
+
+    /// How the process ended by itself, if it did.
+    pub fn exit(&self, number: NodeNumber) -> Option<Exit> {
+        self.node(number).state.lock().exit.clone()
+    }
+
+    /// From now on the process may end by itself in such a way, until [`Cluster::forbid_exit`] is called as often.
+    pub fn allow_exit(&self, number: NodeNumber, kinds: &'static [ExitKind]) {
+        self.node(number).state.lock().allowed.push(kinds);
+    }
+
+    pub fn forbid_exit(&self, number: NodeNumber, kinds: &'static [ExitKind]) {
+        let mut state = self.node(number).state.lock();
+        let at = state.allowed.iter().position(|allowed| *allowed == kinds).expect("it was allowed before");
+        state.allowed.remove(at);
+    }
+
+    /// Starts the process again if it ended by itself, as it may.
+    pub fn restart_ended(&self, number: NodeNumber) {
+        {
+            let mut state = self.node(number).state.lock();
+            if state.exit.take_if(|exit| exit.allowed).is_none() {
+                return;
+            }
+            state.running = false;
+        }
+        self.restart(number);
+    }
+
+    /// Another disk, an empty one. The process must not run.
+    pub fn wipe(&self, number: NodeNumber) {
+        let node = self.node(number);
+        let mut state = node.state.lock();
+        let ended = state.exit.is_some();
+        assert!(ended || !state.running, "{number} runs on the disk that is taken away");
+        // What no fault explains stays to be told.
+        state.exit.take_if(|exit| exit.allowed);
+        state.running = false;
+        node.machine.disk.wipe();
+        prepare(&node.machine);
+    }
+
+    /// Starts a process that is to join as this member. The members are told to it as an operator would, by name.
+    pub fn join(&self, number: NodeNumber, member: u64, members: &[Peer]) {
+        let node = self.node(number);
+        {
+            let mut state = node.state.lock();
+            let name = |peer: &Peer| if peer.member == member { number.to_string() } else { peer.name.to_string() };
+            let founder = |peer: &Peer| Founder {
+                name: name(peer),
+                peer_urls: peer.urls.iter().map(|url| url.to_string()).collect(),
+            };
+            state.config.initial_cluster = members.iter().map(founder).collect();
+            state.config.initial_cluster_state = ClusterState::Existing;
+            state.member = member;
+        }
+        self.restart(number);
     }
 
     /// The process dies; the machine keeps what was written.
@@ -160,7 +268,7 @@ impl Cluster {
         let node = self.node(number);
         {
             let mut state = node.state.lock();
-            if !state.running {
+            if !state.running || state.exit.is_some() {
                 return;
             }
             (state.running, state.paused) = (false, false);
@@ -183,7 +291,8 @@ impl Cluster {
     }
 
     fn note_start(&self, node: &Node) {
-        self.recorder.record(Event::Started { node: node.machine.number, member: node.member });
+        let member = node.state.lock().member;
+        self.recorder.record(Event::Started { node: node.machine.number, member });
     }
 
     pub fn pause(&self, number: NodeNumber) {
@@ -204,29 +313,12 @@ impl Cluster {
     }
 }
 
-/// Follows who leads, by what the nodes note of themselves.
-#[derive(Debug, Default)]
-pub struct Leadership {
-    /// The highest term in which somebody led, and who.
-    newest: Option<(u64, NodeNumber)>,
-}
-
-impl Leadership {
-    pub fn observe(&mut self, node: NodeNumber, event: &NodeEvent) {
-        if let NodeEvent::RoleChanged { role: Role::Leader, term, .. } = event
-            && self.newest.is_none_or(|(newest, _)| newest <= term.0)
-        {
-            self.newest = Some((term.0, node));
-        }
-    }
-
-    pub fn leader(&self) -> Option<NodeNumber> {
-        self.newest.map(|(_, node)| node)
-    }
+pub fn peer_url(number: NodeNumber) -> String {
+    format!("http://{}:2380", node_ip(number.0))
 }
 
 fn founder(number: NodeNumber) -> Founder {
-    Founder { name: number.to_string(), peer_urls: vec![format!("http://{}:2380", node_ip(number.0))] }
+    Founder { name: number.to_string(), peer_urls: vec![peer_url(number)] }
 }
 
 fn config(number: NodeNumber, options: &ClusterOptions, founders: &[Founder]) -> Config {
@@ -252,39 +344,58 @@ fn drift(seed: Seed, max: u32) -> i32 {
     (draw as i64).rem_euclid(2 * max + 1).saturating_sub(max) as i32
 }
 
+fn prepare(machine: &Machine) {
+    machine.disk.prepare_dir(std::path::Path::new("/")).expect("an empty disk takes a directory");
+}
+
 impl Node {
+    /// A founder's process starts at once.
     fn build(machine: Machine, config: Config, wrap: Wrap) -> Node {
         let own = config.initial_cluster.iter().find(|founder| founder.name == config.name);
-        let own = own.expect("every node is a founder");
-        let member = Member::founding(&own.name, own.peer_urls.clone(), &config.initial_cluster_token);
-        let state = Arc::new(Mutex::new(ProcessState { running: true, ..ProcessState::default() }));
-        let number = machine.number;
-        machine.disk.prepare_dir(std::path::Path::new("/")).expect("an empty disk takes a directory");
+        let founding =
+            |own: &Founder| Member::founding(&own.name, own.peer_urls.clone(), &config.initial_cluster_token);
+        let member = own.map(founding).map_or(0, |member| member.id.0);
+        let state = ProcessState {
+            config,
+            member,
+            incarnation: 0,
+            running: member != 0,
+            paused: false,
+            exit: None,
+            allowed: Vec::new(),
+        };
+        let state = Arc::new(Mutex::new(state));
+        prepare(&machine);
         let process = {
             let (machine, state) = (machine.clone(), state.clone());
             Handle::current()
                 .create_node()
-                .name(number.to_string())
-                .init(move || {
-                    let incarnation = {
-                        let mut state = state.lock();
-                        state.incarnation += 1;
-                        state.incarnation
-                    };
-                    let (host, config) = (machine.host(incarnation), config.clone());
-                    let (wrap, state) = (wrap.clone(), state.clone());
-                    async move {
-                        let never = Box::pin(std::future::pending());
-                        let wrap = move |replica| wrap(number, replica);
-                        let reason = match detcd_node::run_with(config, host, never, wrap).await {
-                            ExitReason::Stopped => "asked to stop".to_owned(),
-                            ExitReason::Failed(failure) => failure.to_string(),
-                        };
-                        state.lock().exited = Some(reason);
-                    }
-                })
+                .name(machine.number.to_string())
+                .init(move || live(machine.clone(), state.clone(), wrap.clone()))
                 .build()
         };
-        Node { machine, member: member.id.0, process, state }
+        Node { machine, process, state }
     }
+}
+
+/// A process's life.
+async fn live(machine: Machine, state: Arc<Mutex<ProcessState>>, wrap: Wrap) {
+    let (incarnation, config) = {
+        let mut state = state.lock();
+        if !state.running {
+            return;
+        }
+        state.incarnation += 1;
+        (state.incarnation, state.config.clone())
+    };
+    let (number, never) = (machine.number, Box::pin(std::future::pending()));
+    let wrap = move |replica| wrap(number, replica);
+    let (kind, reason) = match detcd_node::run_with(config, machine.host(incarnation), never, wrap).await {
+        ExitReason::Stopped => (ExitKind::Other, "asked to stop".to_owned()),
+        ExitReason::Failed(failure) => (ExitKind::of(&failure), failure.to_string()),
+    };
+    machine.net.kill(machine.ip);
+    let mut state = state.lock();
+    let allowed = state.allowed.iter().any(|kinds| kinds.contains(&kind));
+    state.exit = Some(Exit { kind, reason, allowed });
 }

@@ -5,3 +5,4 @@ pub mod disk;
 pub mod host;
 pub mod net;
 pub mod recorder;
+pub mod standing;

@@ -3,6 +3,7 @@
 //! The hash rolls over each thing that happens, with its time: two runs with the same hash did the same. At every
 //! checkpoint one draw of the executor's generator goes in too, which fingerprints the order in which tasks ran.
 use std::{
+    collections::BTreeMap,
     fmt::{Debug, Write as _},
     fs::File,
     hash::{Hash, Hasher},
@@ -14,17 +15,22 @@ use std::{
 };
 
 use detcd_core::event::NodeEvent;
+use futures::channel::oneshot;
 use parking_lot::Mutex;
 
 use super::{
     clock::SimTime,
-    cluster::Leadership,
     disk::{DiskObserver, DiskOp},
     net::{NetObserver, NetOp},
+    standing::{Members, Standing},
 };
 use crate::{
     history::{Event, Nanos, NodeNumber, Stamped},
     oracle::Judge,
+    scenario::{
+        fault::Victim,
+        trigger::{Point, Trigger},
+    },
 };
 
 /// Events between two draws of the executor's generator.
@@ -41,12 +47,22 @@ pub struct Record {
     hash: RollingHash,
     seam_events: u64,
     next_checkpoint: u64,
-    leadership: Leadership,
+    standing: Standing,
     /// The run is over: what the end of the world brings about is no part of it.
     closed: bool,
     pub history: Vec<Stamped>,
     pub judge: Judge,
     trace: Option<BufWriter<File>>,
+    ambushes: Vec<Ambush>,
+}
+
+/// Somebody who waits for a node to do something.
+struct Ambush {
+    trigger: Trigger,
+    by: Victim,
+    /// Of each node that began: how often it came to the point. Absent: the point behind `after` is yet to come.
+    counts: BTreeMap<NodeNumber, u64>,
+    tell: oneshot::Sender<NodeNumber>,
 }
 
 impl Recorder {
@@ -57,11 +73,12 @@ impl Recorder {
             hash: RollingHash(0xcbf2_9ce4_8422_2325),
             seam_events: 0,
             next_checkpoint: CHECKPOINT_EVENTS,
-            leadership: Leadership::default(),
+            standing: Standing::default(),
             closed: false,
             history: Vec::new(),
             judge,
             trace: trace.map(BufWriter::new),
+            ambushes: Vec::new(),
         })))
     }
 
@@ -75,14 +92,24 @@ impl Recorder {
         match &event {
             Event::Node { node, event } => {
                 tracing::debug!(target: "node", "{node} {event:?}");
-                record.leadership.observe(*node, event);
+                record.standing.observe(*node, event);
                 record.seam("node", node.0 as u64, event);
+                record.come_to(*node, Point::Event(event.name()));
             }
             Event::Call { op, client, .. } => record.seam("call", op.0, client),
             Event::Return { op, .. } => record.seam("return", op.0, &()),
             Event::Watch { watcher, .. } => record.seam("watch", watcher.0, &()),
-            Event::Started { node, .. } => record.seam("started", node.0 as u64, &()),
+            Event::Started { node, member } => {
+                record.standing.started(*node, *member);
+                record.ambushes.iter_mut().for_each(|ambush| {
+                    ambush.counts.remove(node);
+                });
+                record.seam("started", node.0 as u64, &());
+            }
+            Event::Tampered { node } => record.seam("tampered", node.0 as u64, &()),
             Event::Killed { node, power_loss } => record.seam("killed", node.0 as u64, power_loss),
+            Event::Asked { change, what, .. } => record.seam("asked", *change, what),
+            Event::Told { change, outcome } => record.seam("told", *change, outcome),
             Event::Fault { fault, on } => record.seam("fault", u64::from(*on), &**fault),
             Event::Phase(phase) => record.seam("phase", *phase as u64, &()),
         }
@@ -94,7 +121,29 @@ impl Recorder {
 
     /// Who led last, as far as anybody noted.
     pub fn leader(&self) -> Option<NodeNumber> {
-        self.0.lock().leadership.leader()
+        self.0.lock().standing.leader()
+    }
+
+    /// Who has a say, as far as anybody noted.
+    pub fn members(&self) -> Members {
+        self.0.lock().standing.members().clone()
+    }
+
+    /// See [`Standing::is_dispensable`].
+    pub fn is_dispensable(&self, node: NodeNumber) -> bool {
+        self.0.lock().standing.is_dispensable(node)
+    }
+
+    pub fn is_learner(&self, node: NodeNumber) -> bool {
+        self.0.lock().standing.is_learner(node)
+    }
+
+    /// Resolves to the node that did what is waited for, if it is such a victim then. Of each node, what it did before
+    /// it was asked for does not count, nor before it started last.
+    pub fn wait_for(&self, trigger: Trigger, by: Victim) -> oneshot::Receiver<NodeNumber> {
+        let (tell, told) = oneshot::channel();
+        self.0.lock().ambushes.push(Ambush { trigger, by, counts: BTreeMap::new(), tell });
+        told
     }
 
     pub fn close(&self) {
@@ -134,6 +183,20 @@ impl Record {
         Nanos(now)
     }
 
+    /// A node came to a point: whoever waited for it is told.
+    fn come_to(&mut self, node: NodeNumber, point: Point) {
+        if self.ambushes.is_empty() {
+            return;
+        }
+        let (leader, is_learner) = (self.standing.leader(), self.standing.is_learner(node));
+        self.ambushes.retain(|ambush| !ambush.tell.is_canceled());
+        let struck = |ambush: &mut Ambush| ambush.comes_to(node, point, leader, is_learner);
+        let done: Vec<_> = self.ambushes.extract_if(.., struck).collect();
+        for ambush in done {
+            let _ = ambush.tell.send(node); // nobody waits any more: it was the last moment
+        }
+    }
+
     fn seam<T: Hash + Debug + ?Sized>(&mut self, kind: &'static str, number: u64, what: &T) {
         if self.closed {
             return;
@@ -156,6 +219,33 @@ impl Record {
     }
 }
 
+impl Ambush {
+    /// Whether that was it.
+    fn comes_to(&mut self, node: NodeNumber, point: Point, leader: Option<NodeNumber>, is_learner: bool) -> bool {
+        let is_meant = match self.by {
+            Victim::Leader => leader == Some(node),
+            Victim::Follower => leader.is_some_and(|leader| leader != node),
+            Victim::Learner => is_learner,
+            Victim::Node(number) => number == node,
+            Victim::Any | Victim::All => true,
+            Victim::Spare => false,
+        };
+        if !is_meant {
+            return false;
+        }
+        let Some(count) = self.counts.get_mut(&node) else {
+            match self.trigger.after {
+                Some(after) if after != point => return false,
+                Some(_) => drop(self.counts.insert(node, 0)),
+                None => drop(self.counts.insert(node, u64::from(self.trigger.point == point))),
+            }
+            return self.counts[&node] == self.trigger.count;
+        };
+        *count += u64::from(self.trigger.point == point);
+        *count == self.trigger.count
+    }
+}
+
 impl NetObserver for Recorder {
     fn net(&self, what: NetOp) {
         let mut record = self.0.lock();
@@ -172,6 +262,11 @@ impl NetObserver for Recorder {
 impl DiskObserver for Recorder {
     fn disk(&self, node: u64, what: DiskOp) {
         let mut record = self.0.lock();
+        match &what {
+            DiskOp::SyncCalled { .. } => record.come_to(NodeNumber(node as usize), Point::SyncCalled),
+            DiskOp::Synced { .. } => record.come_to(NodeNumber(node as usize), Point::Synced),
+            _ => {}
+        }
         match &what {
             DiskOp::Created { path } => record.seam("created", node, path),
             DiskOp::Written { path, offset, len, hash } => record.seam("written", node, &(path, offset, len, hash)),

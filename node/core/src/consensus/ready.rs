@@ -150,6 +150,9 @@ impl Consensus {
             let (index, term) = (Index(entry.index), Term(entry.term));
             let hash = hash_bytes(&entry.data) ^ entry.entry_type as u64;
             out.push(Output::Note(NodeEvent::Appended { index, term, hash }));
+            if entry.entry_type == EntryType::EntryConfChange {
+                out.push(Output::Note(NodeEvent::ChangeAppended { index }));
+            }
         }
         let log = self.raft.mut_store();
         if let Some(metadata) = &snapshot {

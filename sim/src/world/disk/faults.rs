@@ -59,6 +59,8 @@ struct Armed {
     io: Io,
     paths: Paths,
     lasting: Lasting,
+    /// The error's number.
+    error: i32,
 }
 
 impl Armed {
@@ -103,8 +105,9 @@ impl Faults {
         self.armed.push(armed);
     }
 
-    fn strike(&mut self, io: Io, paths: &[&str], at: Duration) -> bool {
-        self.armed.iter_mut().any(|armed| armed.strikes(io, paths, at))
+    /// The number of the error with which it fails, if it does.
+    fn strike(&mut self, io: Io, paths: &[&str], at: Duration) -> Option<i32> {
+        self.armed.iter_mut().find_map(|armed| armed.strikes(io, paths, at).then_some(armed.error))
     }
 }
 
@@ -112,17 +115,19 @@ impl State {
     /// Asked once for each operation, when it takes effect: whether it fails. One of a process that is dying never
     /// does, for nobody would hear of it.
     pub fn check(&mut self, io: Io, paths: &[&str]) -> io::Result<()> {
-        if self.dying || !self.faults.strike(io, paths, self.at) {
+        if self.dying {
             return Ok(());
         }
+        let Some(error) = self.faults.strike(io, paths, self.at) else { return Ok(()) };
         let stats = &mut self.stats;
         *match io {
+            _ if error == libc::ENOSPC => &mut stats.full_ops,
             Io::Read => &mut stats.failed_reads,
             Io::Write => &mut stats.failed_writes,
             Io::Sync => &mut stats.failed_syncs,
             Io::Entry => &mut stats.failed_entry_ops,
         } += 1;
-        Err(broken())
+        Err(io::Error::from_raw_os_error(error))
     }
 }
 
@@ -134,9 +139,18 @@ impl SimDisk {
 
     /// Such operations on these paths fail with an I/O error.
     pub fn fail_io(&self, io: Io, lasting: Lasting, paths: Paths) {
+        self.arm(Armed { io, paths, lasting, error: libc::EIO });
+    }
+
+    /// What is written to these paths finds no space, as if they had a volume of their own and it were full.
+    pub fn fill(&self, lasting: Lasting, paths: Paths) {
+        self.arm(Armed { io: Io::Write, paths, lasting, error: libc::ENOSPC });
+    }
+
+    fn arm(&self, armed: Armed) {
         self.0.with(|state, now| {
             state.settle_all(now);
-            state.faults.arm(Armed { io, paths, lasting });
+            state.faults.arm(armed);
         });
     }
 

@@ -1,0 +1,157 @@
+//! Faults of disks that a process may not survive, and those after which its machine must be replaced.
+use std::time::Duration;
+
+use super::Inner;
+use crate::{
+    history::{Event, NodeNumber},
+    scenario::fault::{Arrival, DiskIo, Files},
+    schedule::Planned,
+    world::{
+        cluster::ExitKind,
+        disk::{DiskStats, Io, Lasting, Paths, Rot},
+    },
+};
+
+const NONE: &[ExitKind] = &[];
+const FAILED: &[ExitKind] = &[ExitKind::Disk];
+/// Of a member whose disk is not what it was.
+const RUINED: &[ExitKind] =
+    &[ExitKind::Damage, ExitKind::Halted, ExitKind::Disk, ExitKind::Removed, ExitKind::Stranded];
+/// How long a machine is off for somebody to tamper with its disk.
+const OFF: Duration = Duration::from_millis(300);
+/// How long a member that starts from a tampered disk has to notice.
+const NOTICE: Duration = Duration::from_secs(2);
+
+impl Inner {
+    pub(super) async fn fail_sync(&self, victims: &[NodeNumber], files: Files, end: Duration) -> u64 {
+        let failed = |stats: DiskStats| stats.failed_syncs;
+        self.broken(victims, files, failed, end, |number| self.disk(number).fail_sync(1, paths(files))).await
+    }
+
+    pub(super) async fn io_error(&self, victims: &[NodeNumber], io: DiskIo, files: Files, end: Duration) -> u64 {
+        let (io, failed): (_, fn(DiskStats) -> u64) = match io {
+            DiskIo::Read => (Io::Read, |stats| stats.failed_reads),
+            DiskIo::Write => (Io::Write, |stats| stats.failed_writes),
+            DiskIo::Sync => (Io::Sync, |stats| stats.failed_syncs),
+            DiskIo::Entry => (Io::Entry, |stats| stats.failed_entry_ops),
+        };
+        let arm = |number| self.disk(number).fail_io(io, Lasting::Until(end), paths(files));
+        self.broken(victims, files, failed, end, arm).await
+    }
+
+    /// With all files the disk is full; with some of them only they find no more space, as if on a volume of their own.
+    pub(super) async fn fill(&self, victims: &[NodeNumber], files: Files, end: Duration) -> u64 {
+        let full = |stats: DiskStats| stats.full_ops;
+        self.broken(victims, files, full, end, |number| {
+            let disk = self.disk(number);
+            match files {
+                Files::All => disk.set_capacity(Some(disk.used())),
+                files => disk.fill(Lasting::Until(end), paths(files)),
+            }
+        })
+        .await
+    }
+
+    /// Until `end` something is wrong with these disks; then nothing is, and whoever ended over it starts again. Nobody
+    /// may end over the state's files: the log has what is in them.
+    async fn broken(
+        &self,
+        victims: &[NodeNumber],
+        files: Files,
+        of: impl Fn(DiskStats) -> u64 + Copy,
+        end: Duration,
+        arm: impl Fn(NodeNumber),
+    ) -> u64 {
+        let before = self.disks(victims, of);
+        let allowed = if files == Files::State { NONE } else { FAILED };
+        for victim in victims {
+            self.cluster.allow_exit(*victim, allowed);
+            arm(*victim);
+        }
+        self.time.sleep_until(end).await;
+        for victim in victims {
+            self.disk(*victim).disarm();
+            self.disk(*victim).set_capacity(None);
+            self.cluster.restart_ended(*victim);
+            self.cluster.forbid_exit(*victim, allowed);
+        }
+        self.disks(victims, of) - before
+    }
+
+    /// Returns how many sectors rotted.
+    pub(super) async fn rot(
+        &self,
+        planned: &Planned,
+        victim: NodeNumber,
+        sectors: u64,
+        files: Files,
+        end: Duration,
+    ) -> u64 {
+        let rot = Rot { paths: paths(files), sectors, bits: 1 };
+        let mut rotted = 0;
+        let tamper = || rotted = self.disk(victim).rot(&rot, &mut planned.seed.child("rot", 0).rng()).len();
+        self.tampered(planned, victim, end, tamper).await;
+        rotted as u64
+    }
+
+    pub(super) async fn misdirect(&self, planned: &Planned, victim: NodeNumber, end: Duration) -> u64 {
+        let astray = |stats: DiskStats| stats.misdirected_writes;
+        let before = self.disks(&[victim], astray);
+        let mut rng = planned.seed.child("astray", 0).rng();
+        self.cluster.allow_exit(victim, RUINED);
+        self.recorder.record(Event::Tampered { node: victim });
+        self.disk(victim).misdirect(1, paths(Files::Log), paths(Files::All), &mut rng);
+        let half = self.time.now() + (end - self.time.now()) / 2;
+        self.time.sleep_until(half).await;
+        self.disk(victim).disarm();
+        self.tampered(planned, victim, end, || {}).await;
+        self.cluster.forbid_exit(victim, RUINED);
+        self.disks(&[victim], astray) - before
+    }
+
+    /// The machine comes back with the disk of some time ago. Not before the others hold all that anybody has, for it
+    /// may have been needed for that; and not while its forgotten votes may still decide an election.
+    pub(super) async fn stale_disk(&self, planned: &Planned, victim: NodeNumber, end: Duration) -> u64 {
+        let image = self.disk(victim).image();
+        let third = (end - self.time.now()) / 3;
+        self.time.sleep_until(self.time.now() + third).await;
+        let latest = end - third;
+        while !self.recorder.is_dispensable(victim) || !self.cluster.is_running(victim) {
+            if self.time.now() >= latest {
+                return 0;
+            }
+            self.time.sleep_until(self.time.now() + Duration::from_millis(10)).await;
+        }
+        self.tampered(planned, victim, end, || self.disk(victim).restore(&image)).await;
+        1
+    }
+
+    /// The machine is off, somebody tampers with its disk, and it starts. If the member refuses to go on, or if the
+    /// disk cannot be trusted any more, another machine takes its place.
+    async fn tampered(&self, planned: &Planned, victim: NodeNumber, end: Duration, tamper: impl FnOnce()) {
+        self.cluster.allow_exit(victim, RUINED);
+        self.cluster.kill(victim, planned.seed.child("off", 0));
+        tamper();
+        self.recorder.record(Event::Tampered { node: victim });
+        self.time.sleep_until((self.time.now() + OFF).min(end)).await;
+        self.cluster.restart_ended(victim);
+        self.cluster.restart(victim);
+        let notice = (self.time.now() + NOTICE).min(end);
+        while self.time.now() < notice && self.cluster.exit(victim).is_none() {
+            self.time.sleep_until((self.time.now() + Duration::from_millis(20)).min(notice)).await;
+        }
+        if self.cluster.exit(victim).is_some() {
+            self.remove(planned, self.cluster.member(victim), end).await;
+            self.settle_in(victim, Arrival::Promoted, end).await;
+        }
+        self.cluster.forbid_exit(victim, RUINED);
+    }
+
+    fn disk(&self, number: NodeNumber) -> &crate::world::disk::SimDisk {
+        &self.cluster.node(number).machine.disk
+    }
+}
+
+fn paths(files: Files) -> Paths {
+    Paths::that(move |path| files.contain(path))
+}
