@@ -108,6 +108,16 @@ impl Incoming {
         self.waker.wake();
     }
 
+    /// Whether the peer is not the one any more that it was in this run, at this time. One that does not tell its run is
+    /// taken for another one when it was connected anew.
+    fn is_another(&self, run: Option<&str>, then: Duration) -> bool {
+        match (run, self.run.lock().as_deref()) {
+            (Some(then), Some(now)) => then != now,
+            (Some(_), None) => false,
+            (None, _) => self.since.lock().is_some_and(|since| since > then),
+        }
+    }
+
     /// The peer was heard to be in this run. A stream from an earlier one is dead, though nothing said so: its machine
     /// may have lost power, and we only read from it.
     fn peer_runs(&self, run: &str) {

@@ -8,7 +8,7 @@
 //! in a value. The answer comes once the state is durable and checked.
 //!
 //! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads. Either side gives up when nothing
-//! moves for some seconds; the leader's replica is told in any case.
+//! moves for some seconds, or when the peer starts anew; the leader's replica is told in any case.
 use std::{
     sync::{
         Arc,
@@ -62,6 +62,8 @@ enum SendError {
     Ask(#[from] AskError),
     #[error("it makes no headway")]
     Stalled,
+    #[error("the peer started anew meanwhile")]
+    Restarted,
     #[error("the peer refuses with {status}: {reason}")]
     Refused { status: StatusCode, reason: String },
 }
@@ -101,9 +103,9 @@ async fn send_to(context: &Context, peer: &Peer, mut message: Message, state: St
     let request = request.body(body).expect("our own headers are valid");
     let within = Duration::from_secs(24 * 3_600); // as long as it moves
     let ask = Box::pin(client::ask(&context.host, &url, request, within));
-    let answer = match select(ask, Box::pin(stalled(context, &moved))).await {
+    let answer = match select(ask, Box::pin(hopeless(context, peer, &moved))).await {
         Either::Left((answer, _)) => answer?,
-        Either::Right(..) => return Err(SendError::Stalled),
+        Either::Right((error, _)) => return Err(error),
     };
     if answer.status().is_success() {
         return Ok(());
@@ -114,18 +116,27 @@ async fn send_to(context: &Context, peer: &Peer, mut message: Message, state: St
 
 /// The whole of it went out.
 const ALL: u64 = u64::MAX;
+/// How often the sender looks whether there is still hope.
+const LOOK: Duration = Duration::from_millis(500);
 
-/// Ends when nothing moved for too long. With all of it out, the peer gets time to check it.
-async fn stalled(context: &Context, moved: &AtomicU64) {
-    let mut seen = 0;
+/// Ends when there is no hope for an answer: nothing moved for too long (with all of it out, the peer gets time to check
+/// it), or the peer started anew. The latter does not show on the connection if its machine lost power when all was out.
+async fn hopeless(context: &Context, peer: &Peer, moved: &AtomicU64) -> SendError {
+    let clock = &context.host.clock;
+    let (run, start) = (peer.incoming.run.lock().clone(), clock.now());
+    let (mut seen, mut still) = (0, Duration::ZERO);
     loop {
-        let wait = if seen == ALL { SNAPSHOT_ANSWER_MS } else { SNAPSHOT_STALL_MS };
-        context.host.clock.sleep(Duration::from_millis(wait)).await;
-        let now = moved.load(Relaxed);
-        if now == seen {
-            return;
+        clock.sleep(LOOK).await;
+        if peer.incoming.is_another(run.as_deref(), start) {
+            return SendError::Restarted;
         }
+        let now = moved.load(Relaxed);
+        still = if now == seen { still + LOOK } else { Duration::ZERO };
         seen = now;
+        let patience = if seen == ALL { SNAPSHOT_ANSWER_MS } else { SNAPSHOT_STALL_MS };
+        if still.as_millis() as u64 >= patience {
+            return SendError::Stalled;
+        }
     }
 }
 

@@ -128,8 +128,10 @@ impl Consensus {
         raft.bcast_append();
     }
 
-    /// To the leader, where it may get lost.
-    fn pass_on(&mut self, message: eraftpb::Message) {
+    /// To the leader, on the way to which it may get lost; in one's own name, whoever it came from, for a peer takes no
+    /// other.
+    fn pass_on(&mut self, mut message: eraftpb::Message) {
+        message.from = self.raft.raft.id;
         self.raft.raft.step(message).expect("a follower that knows its leader passes proposals on");
     }
 }

@@ -2,6 +2,7 @@
 use detcd_core::{
     event::{NodeEvent, Role},
     machine::membership::Member,
+    proto::raftpb,
     replica::founding_log,
     types::{Digest, Index, MemberId, PersistId, RequestId, Revision, Term},
 };
@@ -159,6 +160,21 @@ fn every_other_law_notices_what_breaks_it() {
     check(QuorumsMeet, &[knows(1, 4, &[1, 4], &[])]);
     check(QuorumsMeet, &[knows(1, 4, &[1, 2, 3], &[3])]);
     check(NoReturn, &[knows(1, 4, &[1, 2], &[]), knows(1, 5, &[1, 2], &[3])]);
+}
+
+#[test]
+fn a_message_in_another_name_is_noticed() {
+    let disk = Disk::new(founding_log(&[1, 2, 3].map(founder)));
+    let mut laws = Laws::new(&disk, Vec::new());
+    laws.started(MemberId(1), &disk).unwrap();
+    let proposal = |from| raftpb::Message {
+        r#type: Some(raftpb::MessageType::MsgProp as i32),
+        from: Some(from),
+        ..raftpb::Message::default()
+    };
+    assert_eq!(laws.sent(MemberId(1), &proposal(1), Term(1), &disk), Ok(()));
+    let violation = laws.sent(MemberId(1), &proposal(2), Term(1), &disk).expect_err("it is not its own");
+    assert_eq!(violation.law, OwnName);
 }
 
 fn founder(id: u64) -> Member {

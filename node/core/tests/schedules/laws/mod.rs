@@ -55,6 +55,8 @@ pub enum Law {
     OneVote,
     /// A term, a vote and an entry are durable before a message that promises them leaves.
     PromiseDurable,
+    /// A message names who sent it, wherever it came from: a peer takes no other.
+    OwnName,
     /// Who would stand for election says truly where its log ends.
     TailTold,
     /// At the same index all members know the same configuration.
