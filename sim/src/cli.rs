@@ -114,16 +114,18 @@ pub fn usage(error: impl fmt::Display) -> u8 {
     USAGE
 }
 
-pub fn load(path: &Path) -> Result<Arc<Scenario>, u8> {
-    Scenario::load(path).map(Arc::new).map_err(usage)
+pub fn load(path: &Path) -> Result<Scenario, u8> {
+    Scenario::load(path).map_err(usage)
 }
 
 fn run(args: &RunArgs) -> u8 {
-    let scenario = match load(&args.scenario) {
-        Ok(scenario) => scenario,
+    let (scenario, drawn) = match load(&args.scenario) {
+        Ok(scenario) => scenario.of_seed(args.seed),
         Err(code) => return code,
     };
+    let (scenario, drawn) = (Arc::new(scenario), drawn.unwrap_or_default());
     if args.schedule {
+        print!("{drawn}{}", if drawn.is_empty() { "" } else { "\n" });
         print!("{}", crate::schedule::Schedule::new(&scenario, crate::seed::Seed(args.seed)));
         return 0;
     }
@@ -134,7 +136,7 @@ fn run(args: &RunArgs) -> u8 {
     let begun = Instant::now();
     let run = runner::run(&plan, &progress(&plan, args.json));
     let summary = Summary::new(&args.scenario.display().to_string(), &plan, &run, begun.elapsed());
-    finish(args, &plan, &run, &summary);
+    finish(args, &plan, &run, &summary, &drawn);
     let code = summary.result.code();
     if matches!(&run.accident, Some(accident) if accident.kind == "hang" || accident.kind == "memory") {
         std::process::exit(i32::from(code)); // the simulation's thread cannot be ended otherwise
@@ -142,8 +144,12 @@ fn run(args: &RunArgs) -> u8 {
     code
 }
 
-fn finish(args: &RunArgs, plan: &Plan, run: &Run, summary: &Summary) {
-    let text = report::print(summary, plan, run);
+/// `drawn` is the scenario's text if it was drawn from the seed.
+fn finish(args: &RunArgs, plan: &Plan, run: &Run, summary: &Summary, drawn: &str) {
+    let mut text = report::print(summary, plan, run);
+    if !drawn.is_empty() && summary.result != Outcome::Holds {
+        text = format!("{text}\n{drawn}\n");
+    }
     let saved = if summary.result != Outcome::Holds || args.save {
         match report::save(summary, &text, run) {
             Ok(dir) => format!("saved     {}\n", dir.display()),

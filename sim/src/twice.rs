@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use crate::{
@@ -24,7 +25,7 @@ pub fn main(args: &TwiceArgs) -> u8 {
 /// Runs in this process, however often, and writes each run's trace.
 fn record(args: &TwiceArgs, file: &Path) -> u8 {
     let scenario = match cli::load(&args.scenario) {
-        Ok(scenario) => scenario,
+        Ok(scenario) => Arc::new(scenario.of_seed(args.seed).0),
         Err(code) => return code,
     };
     for time in 1..=args.times {

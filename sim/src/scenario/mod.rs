@@ -5,10 +5,12 @@
 //! is checked here, and nowhere else: whoever is handed a [`Scenario`] may rely on it.
 //!
 //! - `fields.rs` reads TOML tables, words mistakes and makes the JSON Schema,
-//! - `fault.rs` says what faults there are, `nemesis.rs` how they are written down, `trigger.rs` what they wait for.
+//! - `fault.rs` says what faults there are, `nemesis.rs` how they are written down, `trigger.rs` what they wait for,
+//! - `swarm.rs` makes one up.
 pub mod fault;
 mod fields;
 mod nemesis;
+mod swarm;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod trigger;
@@ -32,6 +34,8 @@ pub use self::{
 pub struct Scenario {
     /// One sentence: what holds, whatever happens here.
     pub claim: String,
+    /// Everything but the claim is drawn from the seed: see [`Scenario::of_seed`].
+    pub swarm: bool,
     /// How long faults happen.
     pub run_ms: u64,
     /// How long the cluster has afterwards, healed as far as it is.
@@ -200,6 +204,10 @@ const NODE_EVENTS: &[&str] = &[
     "removed",
 ];
 
+/// What a swarm draws.
+const REST: [&str; 10] =
+    ["run_ms", "settle_ms", "cluster", "network", "disk", "clock", "workload", "nemesis", "expect", "laws"];
+
 const COUNT_MAX: u64 = 1_000_000_000;
 const DAY_MS: u64 = 86_400_000;
 /// A sane cluster is well again after so many election timeouts.
@@ -214,6 +222,16 @@ impl Scenario {
             Ok(text) => Scenario::parse(&file, &text),
             Err(error) => Err(ScenarioError::Unreadable { file, error }),
         }
+    }
+
+    /// What is run from this seed, and if it was drawn, its text.
+    pub fn of_seed(&self, seed: u64) -> (Scenario, Option<String>) {
+        if !self.swarm {
+            return (self.clone(), None);
+        }
+        let text = format!("claim = {:?}\n{}", self.claim, swarm::draw(seed));
+        let drawn = Scenario::parse("swarm", &text).expect("what is drawn is a scenario");
+        (drawn, Some(text))
     }
 
     /// `file` is its name in mistakes.
@@ -254,6 +272,7 @@ impl Scenario {
         if !claim.as_deref().is_none_or(is_sentence) {
             fields.wrong("claim", "expected one sentence that ends with a full stop");
         }
+        let swarm = fields.flag("swarm", "whether everything else is drawn from the seed", false);
         let run_ms = fields.number("run_ms", "how long faults happen, in milliseconds", 60_000..=DAY_MS, 60_000);
         let settle_doc = "how long the cluster has to recover afterwards, in milliseconds";
         let settle_ms = fields.number("settle_ms", settle_doc, 1_000..=DAY_MS, 15_000);
@@ -279,8 +298,12 @@ impl Scenario {
         let expect =
             fields.table("expect", "what must have come about", |fields| Expect::read(fields, names, operations));
         let laws = fields.table("laws", "what is asked of laws", |fields| Laws::read(fields, settle_ms));
+        for name in REST.into_iter().filter(|name| swarm && fields.is_set(name)) {
+            fields.wrong(name, "a swarm draws it from the seed; expected nothing");
+        }
         Scenario {
             claim: claim.unwrap_or_default(),
+            swarm,
             run_ms,
             settle_ms,
             cluster,

@@ -108,7 +108,9 @@ impl Laws {
     pub fn sent(&mut self, who: MemberId, message: &raftpb::Message, now: Term, disk: &Disk) -> Verdict {
         use raftpb::MessageType::*;
         let from = MemberId(message.from());
-        self.require(Law::OwnName, from == who, || format!("{who} sends {:?} in the name of {from}", message.r#type()))?;
+        self.require(Law::OwnName, from == who, || {
+            format!("{who} sends {:?} in the name of {from}", message.r#type())
+        })?;
         let (kind, term, state) = (message.r#type(), Term(message.term()), disk.hard_state());
         let run = &self.runs[&who];
         if kind == MsgPreVote && run.candid {
