@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, fmt::time::FormatTime};
 
 use crate::{
+    churn,
     check::{self, Budget, Verdict},
     plant::Plant,
     report::{self, Result as Outcome, Summary},
@@ -41,6 +42,8 @@ enum Command {
     Sweep(sweep::Args),
     /// Runs a cluster for as long as it is told, for whoever measures how fast that goes.
     Speed(speed::Args),
+    /// Replaces members all the time for a month, and counts what there is at the end of each day. Exit code 1: it grew.
+    Churn(churn::Args),
     /// Judges recorded histories: Jepsen's, Porcupine's, and those under reports/runs.
     Check {
         #[arg(required = true)]
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Twice(args) => twice::main(&args),
         Command::Sweep(args) => sweep::main(&args),
         Command::Speed(args) => speed::main(&args),
+        Command::Churn(args) => churn::main(&args),
         Command::Check { files } => check_files(&files),
     };
     ExitCode::from(code)

@@ -5,6 +5,7 @@
 //! - `history` is what happened; `oracle` judges it; `check` judges histories of anybody's; `report` tells.
 //! - `runner` makes a run of all that; `twice` and `sweep` make many.
 pub mod check;
+mod churn;
 pub mod cli;
 pub mod history;
 pub mod memory;

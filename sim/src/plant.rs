@@ -13,9 +13,9 @@ use std::{
 
 use detcd_core::{
     consensus::Message,
-    machine::Machine,
+    machine::{Machine, membership::Member},
     proto::raftpb,
-    replica::{Input, Output, Proposal, Replica, Status},
+    replica::{ChangeRequest, Input, Output, Proposal, Replica, Status},
     types::Ticket,
     watch::What,
 };
@@ -54,6 +54,8 @@ pub enum Plant {
     DeafMember,
     /// Answers wait for the next tick, as if somebody forgot to wake whom they are for.
     MissedWake,
+    /// Whoever is added as a learner is added as a voter.
+    LearnerAsVoter,
     /// One member panics.
     Panic,
     /// One member computes for ever.
@@ -169,6 +171,10 @@ impl Broken {
                 let again = Proposal { ticket: Ticket(self.next_ticket), ..proposal.clone() };
                 self.replica.step(Input::Propose(again), out);
                 Some(Input::Propose(proposal))
+            }
+            (Plant::LearnerAsVoter, Input::Change { ticket, change: ChangeRequest::Add(member), peers }) => {
+                let change = ChangeRequest::Add(Member { is_learner: false, ..member });
+                Some(Input::Change { ticket, change, peers })
             }
             (_, input) => Some(input),
         }

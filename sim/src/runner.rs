@@ -23,7 +23,7 @@ use crate::{
     scenario::{Link, Scenario},
     schedule::Schedule,
     seed::Seed,
-    workload::{Client, Operator, Seen, Watcher},
+    workload::{Client, End, Operator, Seen, Watcher},
     world::{
         clock::{Delay, SimTime},
         cluster::{Cluster, ClusterOptions, client_ip},
@@ -227,9 +227,9 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
         plant.strike(&cluster);
     }
     let safety_ends = Duration::from_millis(scenario.run_ms);
-    let recovery_ends = safety_ends + Duration::from_millis(scenario.settle_ms);
     // Clients go on in the second phase: what recovers must serve.
-    start_clients(&scenario, &cluster, &recorder, seed, recovery_ends);
+    let end = End::default();
+    start_clients(&scenario, &cluster, &recorder, seed, &end);
     let schedule = Schedule::new(&scenario, seed);
     let links = [link(scenario.network.nodes), link(scenario.network.clients)];
     let operator = Operator::new(cluster.net.host(operator), &recorder);
@@ -240,6 +240,8 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     nemesis.heal().await;
     shared.lock().faults = nemesis.tallies();
     recorder.record(Event::Phase(Phase::Recovery));
+    let recovery_ends = time.now() + Duration::from_millis(scenario.settle_ms);
+    end.set(recovery_ends);
     // A little quiet at the end, in which what is under way comes to an end.
     time.sleep_until(recovery_ends + Duration::from_secs(3)).await;
     recorder.record(Event::Phase(Phase::Over));
@@ -253,7 +255,7 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     time.sleep_until(time.now() + Duration::from_millis(1)).await;
 }
 
-fn start_clients(scenario: &Scenario, cluster: &Cluster, recorder: &Recorder, seed: Seed, end: Duration) {
+fn start_clients(scenario: &Scenario, cluster: &Cluster, recorder: &Recorder, seed: Seed, end: &End) {
     let (options, nodes) = (&scenario.workload, cluster.nodes.len());
     for number in 0..options.watchers {
         let net = cluster.net.host(client_ip(WATCHER_NUMBERS + number));
@@ -262,7 +264,7 @@ fn start_clients(scenario: &Scenario, cluster: &Cluster, recorder: &Recorder, se
     let seen = Seen::default();
     for number in 0..options.clients {
         let net = cluster.net.host(client_ip(number));
-        tokio::spawn(Client::new(number, options, nodes, net, recorder, &seen, seed).run(end));
+        tokio::spawn(Client::new(number, options, nodes, net, recorder, &seen, seed).run(end.clone()));
     }
 }
 
@@ -274,7 +276,7 @@ fn law_config(scenario: &Scenario) -> LawConfig {
     }
 }
 
-fn cluster_options(scenario: &Scenario) -> ClusterOptions {
+pub(crate) fn cluster_options(scenario: &Scenario) -> ClusterOptions {
     let default = DiskTiming::default();
     ClusterOptions {
         nodes: scenario.cluster.nodes,
@@ -290,7 +292,7 @@ fn cluster_options(scenario: &Scenario) -> ClusterOptions {
     }
 }
 
-fn link(link: Link) -> LinkParams {
+pub(crate) fn link(link: Link) -> LinkParams {
     let latency = Delay::new(link.latency_us_min, link.latency_us_mean);
     LinkParams { latency, loss_ppm: link.loss_ppm, bytes_per_us: 0 }
 }

@@ -36,6 +36,7 @@ const EVERYONE: &str = "scenarios/crash/everyone-at-once.toml";
 const ROLLING: &str = "scenarios/crash/rolling-power-loss.toml";
 const BRIDGE: &str = "scenarios/network/bridge.toml";
 const ISOLATED: &str = "scenarios/network/isolated-member-reads.toml";
+const LEARNER: &str = "scenarios/membership/update-learner.toml";
 const PAUSE: &str = "scenarios/clock/drift-and-pause.toml";
 
 #[test]
@@ -56,6 +57,7 @@ fn every_law_catches_a_planted_bug() {
         ("doubled-notice", "watch", &[CALM]),
         ("deaf-member", "recovery", &[CALM]),
         ("missed-wake", "promptness", &[CALM]),
+        ("learner-as-voter", "membership", &[LEARNER]),
     ];
     for (plant, law, scenarios) in table {
         let (seed, caught) = seeds_to_detect(plant, law, scenarios);

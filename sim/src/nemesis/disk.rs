@@ -141,10 +141,18 @@ impl Inner {
             self.time.sleep_until((self.time.now() + Duration::from_millis(20)).min(notice)).await;
         }
         if self.cluster.exit(victim).is_some() {
-            self.remove(planned, self.cluster.member(victim), end).await;
-            self.settle_in(victim, Arrival::Promoted, end).await;
+            self.state.lock().ruined.insert(victim);
+            self.rebuild(planned, victim, end).await;
         }
         self.cluster.forbid_exit(victim, RUINED);
+    }
+
+    /// Another machine takes the place of this one, whose disk nobody can go on with.
+    pub(super) async fn rebuild(&self, planned: &Planned, victim: NodeNumber, until: Duration) {
+        if self.remove(planned, self.cluster.member(victim), until).await {
+            self.state.lock().ruined.remove(&victim);
+            self.settle_in(victim, Arrival::Promoted, until).await;
+        }
     }
 
     fn disk(&self, number: NodeNumber) -> &crate::world::disk::SimDisk {

@@ -241,7 +241,9 @@ impl Inner {
         let until = self.time.now() + COMPLETION;
         for number in self.cluster.numbers() {
             self.cluster.allow_exit(number, REMOVED);
-            if number.0 <= self.founders {
+            if self.state.lock().ruined.contains(&number) {
+                self.rebuild(planned, number, until).await;
+            } else if number.0 <= self.founders {
                 self.settle_in(number, Arrival::Promoted, until).await;
             } else {
                 self.see_off(planned, number, until).await;

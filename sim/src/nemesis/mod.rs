@@ -86,6 +86,8 @@ struct State {
     active: BTreeSet<Text>,
     /// Spare machines that a fault which is on has use for.
     guests: BTreeSet<NodeNumber>,
+    /// Machines whose disk nobody can go on with: they are to be replaced.
+    ruined: BTreeSet<NodeNumber>,
 }
 
 /// What a nemesis needs of a run.
@@ -152,8 +154,8 @@ impl Nemesis {
         cluster.net.heal_all();
         for number in cluster.numbers() {
             cluster.resume(number);
-            // Nobody lives on a spare machine, nor where a member was removed from.
-            if self.changes.is_none() || self.inner.is_member(number) {
+            let ruined = state.lock().ruined.contains(&number);
+            if !ruined && (self.changes.is_none() || self.inner.is_member(number)) {
                 cluster.restart_ended(number);
                 cluster.restart(number);
             }

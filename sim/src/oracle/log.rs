@@ -70,7 +70,8 @@ impl MemberLog {
     pub fn stamp(&self, index: u64, term: u64, hash: u64) -> Stamp {
         let before = match index.checked_sub(2) {
             Some(at) => self.memory.get(at as usize).map_or(0, |stamp| stamp.chain),
-            None => 1,
+            // Of what founders begin with nothing is told but that it is there; who joins is told the entries.
+            None => 0,
         };
         let chain = if before == 0 { 0 } else { mix(mix(before, term), hash) };
         Stamp { term, hash, chain }

@@ -52,7 +52,7 @@ pub fn draw(seed: u64) -> String {
         text,
         "workload = {{ clients = {clients}, watchers = {watchers}, keys = {keys}, ops_per_second = {ops}, \
          timeout_ms = 1_000, serializable_percent = {} }}",
-        draw.between(0, 50)
+        draw.between(5, 50)
     );
     let faults = faults(draw, nodes, spares);
     let _ = writeln!(text, "nemesis = [\n{}\n]", faults.join(",\n"));

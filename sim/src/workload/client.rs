@@ -8,7 +8,7 @@ use detcd_node::{
 };
 use tonic::{Code, Status};
 
-use super::{Channel, Endpoints, Seen, key, keys_end};
+use super::{Channel, End, Endpoints, Seen, key, keys_end};
 use crate::{
     history::{Answer, Body, Event, KeyValue, Keys, OpId, Outcome, Request, Text},
     scenario::{Mix, Workload},
@@ -58,18 +58,21 @@ impl Client {
         }
     }
 
-    /// Calls until `end`.
-    pub async fn run(mut self, end: Duration) {
+    /// Calls until the end.
+    pub async fn run(mut self, end: End) {
         let mean_ns = self.options.clients as f64 * 1e9 / self.options.ops_per_second as f64;
         let mut next = self.time.now();
         loop {
             // Uniform between none and twice the mean: an even load without a beat.
             next += Duration::from_nanos((mean_ns * 2.0 * self.unit()) as u64);
             next = next.max(self.time.now());
-            if next >= end {
+            if end.is_by(next) {
                 return;
             }
             self.time.sleep_until(next).await;
+            if end.is_by(next) {
+                return;
+            }
             let request = self.choose();
             self.call(request).await;
         }

@@ -4,15 +4,29 @@ mod client;
 mod operator;
 mod watcher;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-pub use self::{channel::Channel, client::Client, operator::Operator, watcher::Watcher};
+pub use self::{channel::Channel, client::Client, operator::{Operator, put}, watcher::Watcher};
 use crate::history::{NodeNumber, Text};
 
 /// The value of each key that some client saw last.
 pub type Seen = Arc<Mutex<BTreeMap<Text, Text>>>;
+
+/// When clients stop calling; it shows only in the course of the run.
+#[derive(Clone, Default)]
+pub struct End(Arc<Mutex<Option<Duration>>>);
+
+impl End {
+    pub fn set(&self, end: Duration) {
+        *self.0.lock() = Some(end);
+    }
+
+    fn is_by(&self, time: Duration) -> bool {
+        self.0.lock().is_some_and(|end| end <= time)
+    }
+}
 
 fn key(number: u64) -> Text {
     Arc::from(format!("k{number}"))

@@ -226,7 +226,7 @@ impl Cluster {
         assert!(ended || !state.running, "{number} runs on the disk that is taken away");
         // What no fault explains stays to be told.
         state.exit.take_if(|exit| exit.allowed);
-        state.running = false;
+        (state.running, state.member) = (false, 0);
         node.machine.disk.wipe();
         prepare(&node.machine);
     }
@@ -283,8 +283,13 @@ impl Cluster {
 
     pub fn restart(&self, number: NodeNumber) {
         let node = self.node(number);
-        if std::mem::replace(&mut node.state.lock().running, true) {
-            return;
+        {
+            let mut state = node.state.lock();
+            // Nobody lives on a spare machine.
+            if state.running || state.member == 0 {
+                return;
+            }
+            state.running = true;
         }
         self.note_start(node);
         Handle::current().restart(node.process.id());

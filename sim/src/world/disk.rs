@@ -163,6 +163,14 @@ impl SimDisk {
         })
     }
 
+    /// How many files have a name.
+    pub fn files(&self) -> usize {
+        self.0.with(|state, now| {
+            state.settle_all(now);
+            state.tree.walk().len()
+        })
+    }
+
     /// Memory held for contents, in bytes.
     pub fn held(&self) -> u64 {
         self.0.with(|state, _| state.held())

@@ -50,6 +50,8 @@ pub struct Record {
     standing: Standing,
     /// The run is over: what the end of the world brings about is no part of it.
     closed: bool,
+    /// The history is not kept, and nobody judges.
+    forgetful: bool,
     pub history: Vec<Stamped>,
     pub judge: Judge,
     trace: Option<BufWriter<File>>,
@@ -75,11 +77,19 @@ impl Recorder {
             next_checkpoint: CHECKPOINT_EVENTS,
             standing: Standing::default(),
             closed: false,
+            forgetful: false,
             history: Vec::new(),
             judge,
             trace: trace.map(BufWriter::new),
             ambushes: Vec::new(),
         })))
+    }
+
+    /// For runs that last too long to remember all of them.
+    pub fn forgetful(time: SimTime) -> Recorder {
+        let recorder = Recorder::new(time, Judge::new(Vec::new()), None);
+        recorder.0.lock().forgetful = true;
+        recorder
     }
 
     /// Adds an event to the history.
@@ -113,6 +123,9 @@ impl Recorder {
             Event::Fault { fault, on } => record.seam("fault", u64::from(*on), &**fault),
             Event::Phase(phase) => record.seam("phase", *phase as u64, &()),
         }
+        if record.forgetful {
+            return;
+        }
         let sequence = record.history.len() as u64;
         let stamped = Stamped { at, sequence, event };
         record.judge.observe(&stamped);
@@ -132,6 +145,11 @@ impl Recorder {
     /// See [`Standing::is_dispensable`].
     pub fn is_dispensable(&self, node: NodeNumber) -> bool {
         self.0.lock().standing.is_dispensable(node)
+    }
+
+    /// See [`Standing::tail`].
+    pub fn tail(&self, node: NodeNumber) -> u64 {
+        self.0.lock().standing.tail(node)
     }
 
     pub fn is_learner(&self, node: NodeNumber) -> bool {

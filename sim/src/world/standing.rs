@@ -29,7 +29,8 @@ pub struct Members {
 struct Node {
     member: u64,
     term: u64,
-    /// The last index in memory, and on disk.
+    /// The index before the first one in memory, the last one in memory, and on disk.
+    before: u64,
     last: u64,
     durable: u64,
     /// What is on its way to disk: batch, and the log's last index with it.
@@ -53,12 +54,16 @@ impl Standing {
                 let ids = |members: &[MemberId]| members.iter().map(|id| id.0).collect();
                 self.configured = (index.0, Members { voters: ids(voters), learners: ids(learners) });
             }
-            NodeEvent::Recovered { term, last, .. } => {
+            NodeEvent::Recovered { term, before, last, .. } => {
                 let node = self.node(number);
-                (node.term, node.last, node.durable) = (term.0, last.0, last.0);
+                (node.term, node.before, node.last, node.durable) = (term.0, before.0, last.0, last.0);
             }
+            NodeEvent::LogCut { before } => self.node(number).before = before.0,
             NodeEvent::Appended { index, .. } => self.node(number).last = index.0,
-            NodeEvent::LogRestarted { index, .. } => self.node(number).last = index.0,
+            NodeEvent::LogRestarted { index, .. } => {
+                let node = self.node(number);
+                (node.before, node.last) = (index.0, index.0);
+            }
             NodeEvent::PersistStarted { persist, .. } => {
                 let node = self.node(number);
                 node.writing.push_back((persist.0, node.last));
@@ -84,6 +89,11 @@ impl Standing {
 
     pub fn members(&self) -> &Members {
         &self.configured.1
+    }
+
+    /// How many entries it holds in memory.
+    pub fn tail(&self, number: NodeNumber) -> u64 {
+        self.nodes.get(number.0).map_or(0, |node| node.last - node.before)
     }
 
     pub fn is_learner(&self, number: NodeNumber) -> bool {

@@ -340,6 +340,11 @@ impl World {
             let (index_, term) = (Index(index as u64), Term(term));
             let (request, revision) = (RequestId(request), Revision(revision));
             self.note(at, NodeEvent::Applied { index: index_, term, request, revision, digest });
+            if index <= self.members.len() {
+                // Those who founded the cluster, one after another.
+                let voters = (0..index).map(|at| MemberId(id(at))).collect();
+                self.note(at, NodeEvent::ConfigurationApplied { index: index_, voters, learners: vec![], valid: true });
+            }
             if let Some((_, op, _)) = command {
                 self.applied(at, index, op, request);
             }

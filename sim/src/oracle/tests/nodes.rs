@@ -5,12 +5,13 @@ use detcd_core::{
 };
 
 use super::{History, breaks, breaks_both, cluster::id};
-use crate::history::{Event, NodeNumber};
+use crate::history::{Change, Event, NodeNumber, Peer};
 
 const DURABILITY: &str = "durability";
 const AGREEMENT: &str = "agreement";
 const ELECTION: &str = "election_safety";
 const LOGS: &str = "log_matching";
+const MEMBERSHIP: &str = "membership";
 
 impl History {
     fn node_event(&mut self, at: usize) -> &mut NodeEvent {
@@ -335,6 +336,99 @@ fn a_quorum_is_one_of_the_voters_in_force() {
             let event = NodeEvent::ConfigurationApplied { index, voters, learners, valid: true };
             history.insert(at, Event::Node { node, event });
         }
+        true
+    });
+}
+
+/// Every account of the change at this index.
+fn at_change(history: &mut History, index: u64, spoil: impl Fn(&mut Vec<MemberId>, &mut Vec<MemberId>)) {
+    for event in &mut history.events {
+        if let Event::Node { event: NodeEvent::ConfigurationApplied { index: at, voters, learners, .. }, .. } =
+            &mut event.event
+            && at.0 == index
+        {
+            spoil(voters, learners);
+        }
+    }
+}
+
+#[test]
+fn memberships_that_make_no_sense_break_membership() {
+    // One member has it otherwise.
+    breaks(MEMBERSHIP, |history| {
+        let change = |event: &NodeEvent| match event {
+            NodeEvent::ConfigurationApplied { index, .. } if index.0 == 2 => Some(()),
+            _ => None,
+        };
+        let (at, ..) = history.nodes(change).nth(1).expect("all apply it");
+        let NodeEvent::ConfigurationApplied { voters, learners, .. } = history.node_event(at) else { unreachable!() };
+        learners.extend(voters.pop());
+        true
+    });
+    // Two at once.
+    breaks(MEMBERSHIP, |history| {
+        at_change(history, 2, |voters, _| voters.push(MemberId(id(2))));
+        true
+    });
+    // Who was removed is back.
+    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
+        at_change(history, 2, |voters, _| *voters = vec![MemberId(id(1))]);
+        true
+    });
+    // Nobody is left.
+    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
+        at_change(history, 1, |voters, _| voters.clear());
+        true
+    });
+}
+
+#[test]
+fn who_stands_for_election_without_a_vote_breaks_membership() {
+    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
+        let (leader, _) = history.last_leader();
+        let leader = MemberId(id(leader.0 - 1));
+        at_change(history, 3, |voters, learners| {
+            voters.retain(|voter| *voter != leader);
+            learners.push(leader);
+        });
+        // Removed and a learner at once is two changes, unless it came last.
+        leader == MemberId(id(2))
+    });
+}
+
+#[test]
+fn a_false_word_of_who_is_a_member_breaks_membership() {
+    let told = |history: &mut History, what: Change, peers: Vec<Peer>| {
+        let mut event = history.events.last().expect("it ends").clone();
+        event.event = Event::Asked { change: 1, node: NodeNumber(1), what };
+        history.events.push(event.clone());
+        event.event = Event::Told { change: 1, outcome: Ok(peers) };
+        history.events.push(event);
+    };
+    let peer = |at: usize| Peer { member: id(at), name: "".into(), urls: vec!["x".into()], learner: false };
+    // As it is: that is no lie.
+    let good = |history: &mut History| {
+        told(history, Change::Update { member: id(0), urls: vec!["x".into()] }, (0..3).map(peer).collect());
+    };
+    breaks(MEMBERSHIP, |history| {
+        good(history);
+        told(history, Change::Remove { member: id(2) }, (0..3).map(peer).collect());
+        true
+    });
+    breaks(MEMBERSHIP, |history| {
+        good(history);
+        told(history, Change::Remove { member: id(0) }, vec![peer(1), peer(2)]);
+        true
+    });
+    breaks(MEMBERSHIP, |history| {
+        good(history);
+        told(history, Change::Add { url: "x".into(), learner: true }, (0..3).map(peer).collect());
+        true
+    });
+    breaks(MEMBERSHIP, |history| {
+        let mut event = history.events.last().expect("it ends").clone();
+        event.event = Event::Node { node: NodeNumber(2), event: NodeEvent::Removed };
+        history.events.push(event);
         true
     });
 }
