@@ -308,6 +308,8 @@ impl Consensus {
                 }
                 return Ok(());
             }
+            // raft-rs would pass it on in the sender's name, to which nobody listens. Who asked asks again.
+            MessageType::MsgReadIndex if self.role() != Role::Leader => return Ok(()),
             // raft-rs would acknowledge entries that it was not sent.
             MessageType::MsgAppend if !appends::is_contiguous(&message) => return Ok(()),
             // A snapshot comes with its state, another way; raft-rs must not believe one that cannot be installed.

@@ -129,7 +129,9 @@ impl Consensus {
     }
 
     /// To the leader, where it may get lost.
-    fn pass_on(&mut self, message: eraftpb::Message) {
+    fn pass_on(&mut self, mut message: eraftpb::Message) {
+        // Whoever sent it here: members listen to who speaks for itself.
+        message.from = self.raft.raft.id;
         self.raft.raft.step(message).expect("a follower that knows its leader passes proposals on");
     }
 }

@@ -88,6 +88,7 @@ impl Cluster {
                 }
             }
             Output::Send(message) => {
+                assert_eq!(message.from(), who, "nobody listens to who speaks for another");
                 let term = replica.status().term;
                 let mut bytes = Vec::with_capacity(message.encoded_len());
                 message.encode(&mut bytes);
