@@ -2,6 +2,7 @@
 mod daemon;
 mod formats;
 mod kill9;
+mod operator;
 mod refusals;
 mod tls;
 mod transcript;
