@@ -39,6 +39,9 @@ const BALLAST_BYTES: usize = 1 << 20;
 const CHANGE_BOUND: Duration = Duration::from_secs(60);
 /// One attempt at it.
 const CALL_BOUND: Duration = Duration::from_secs(10);
+/// Members must have been connected for 5 s before one that is alive may go; a change that is refused is nothing to kill
+/// anybody amid.
+const CALM: Duration = Duration::from_millis(5_500);
 /// A removed member stays until it knows that another one knows.
 const GONE_BOUND: Duration = Duration::from_secs(75);
 
@@ -51,10 +54,10 @@ fn three_members_over_tls() {
     }
     let Churn { load, figures, .. } = &churn;
     load.stop();
-    let Figures { kills, led, fed, slowest_end, slowest_join } = figures;
+    let Figures { kills, amid, led, fed, slowest_end, slowest_join } = figures;
     println!(
-        "{rounds} rounds, {kills} kills, {led} removed while they led, {fed} fed a state: {}; slowest to end \
-         {slowest_end:?}, slowest to join {slowest_join:?}",
+        "{rounds} rounds, {kills} kills, {amid} of them amid a removal, {led} removed while they led, {fed} fed a state: \
+         {}; slowest to end {slowest_end:?}, slowest to join {slowest_join:?}",
         load.figures()
     );
     assert!(*fed > 0 || stands_in(), "nobody needed a state");
@@ -63,6 +66,7 @@ fn three_members_over_tls() {
 #[derive(Default)]
 struct Figures {
     kills: usize,
+    amid: usize,
     led: usize,
     fed: usize,
     slowest_end: Duration,
@@ -77,6 +81,8 @@ struct Churn {
     runtime: Runtime,
     load: Arc<Load>,
     choices: Choices,
+    /// When somebody was started last.
+    started: Instant,
     /// From where on the choices that must all be made are gone through.
     first: usize,
     figures: Figures,
@@ -98,7 +104,8 @@ impl Churn {
         let load = Load::start(&runtime, sites);
         let (present, first) = ((0..MEMBERS).collect(), choices.below(6) as usize);
         let (removed, figures) = (BTreeSet::new(), Figures::default());
-        Churn { cluster, present, removed, runtime, load, choices, first, figures }
+        let started = Instant::now();
+        Churn { cluster, present, removed, runtime, load, choices, started, first, figures }
     }
 
     fn round(&mut self, round: usize) {
@@ -136,11 +143,16 @@ impl Churn {
         }
         self.present.retain(|member| *member != victim);
         self.load.know(self.sites());
+        let amid = turn % 3 == 1;
+        if amid {
+            thread::sleep((self.started + CALM).saturating_duration_since(Instant::now()));
+        }
         let sites = self.sites();
         let asked = thread::spawn(move || runtime().block_on(remove(&sites, id)));
-        if turn % 3 == 1 {
-            // Amid it: whoever goes, whoever was asked, or the third.
+        if amid {
+            // Whoever goes, whoever was asked, or the third.
             self.choices.pause(30);
+            self.figures.amid += usize::from(!asked.is_finished());
             match self.choices.below(MEMBERS as u64) {
                 0 => self.kill(victim),
                 _ => {
@@ -154,8 +166,9 @@ impl Churn {
         let removed = Instant::now();
         self.ends(victim);
         self.figures.slowest_end = self.figures.slowest_end.max(removed.elapsed());
-        // It ends again whenever it is started.
+        // It ends again whenever it is started, until its disk is taken away.
         self.ends(victim);
+        fs::remove_dir_all(&self.cluster.members[victim].data_dir).expect("the data directory goes");
     }
 
     /// A removed member, started if it is down, ends by itself and says why.
@@ -176,12 +189,10 @@ impl Churn {
         let newcomer = self.cluster.members.len();
         let member = self.cluster.add(address, &joining);
         member.set("snapshot-count", "5000");
-        if member.data_dir.exists() {
-            fs::remove_dir_all(&member.data_dir).expect("the data directory goes");
-        }
         let log_before = fs::metadata(&member.log).map_or(0, |log| log.len() as usize);
         member.launch();
         let launched = Instant::now();
+        self.started = launched;
         self.present.push(newcomer);
         match turn % 3 {
             0 => {
@@ -241,6 +252,7 @@ impl Churn {
         self.kill(member);
         self.choices.pause(300);
         self.cluster.member(member).launch();
+        self.started = Instant::now();
     }
 
     fn any(&mut self) -> usize {
