@@ -10,7 +10,6 @@ use crate::{
     history::NodeNumber,
     memory,
     nemesis::{self, Nemesis},
-    oracle::Judge,
     plant::Plant,
     runner::{cluster_options, link},
     scenario::Scenario,

@@ -12,8 +12,8 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, fmt::time::FormatTime};
 
 use crate::{
-    churn,
     check::{self, Budget, Verdict},
+    churn,
     plant::Plant,
     report::{self, Result as Outcome, Summary},
     runner::{self, Plan, Run},

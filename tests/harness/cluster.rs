@@ -32,6 +32,7 @@ const LOG_TAIL_LINES: usize = 12;
 #[derive(Debug)]
 pub struct Cluster {
     pub members: Vec<Member>,
+    binary: PathBuf,
     certificates: Option<Arc<Certificates>>,
     // Dropped after the members: fields drop in order.
     dir: TempDir,
@@ -82,29 +83,46 @@ impl Cluster {
     }
 
     pub fn prepare_tls(binary: &Path, addresses: &Addresses, certificates: &Arc<Certificates>) -> Cluster {
-        let mut cluster = Cluster::build(binary, addresses, Some(certificates.clone()));
-        cluster.members.iter_mut().for_each(|member| member.args.extend(certificates.member_flags()));
-        cluster
+        Cluster::build(binary, addresses, Some(certificates.clone()))
     }
 
     fn build(binary: &Path, addresses: &Addresses, certificates: Option<Arc<Certificates>>) -> Cluster {
         let dir = files::temp_dir();
-        let tls = certificates.as_ref().map(|certificates| certificates.show(Some(&certificates.client)));
-        let member = |address: &Address| {
-            let data_dir = dir.path().join(format!("{}.data", address.name));
-            Member {
-                address: address.clone(),
-                args: member_args(address, addresses, &data_dir),
-                env: Vec::new(),
-                site: Site { address: address.client, tls: tls.clone() },
-                data_dir,
-                log: dir.path().join(format!("{}.log", address.name)),
-                binary: binary.to_owned(),
-                log_start: 0,
-                process: None,
-            }
-        };
-        Cluster { members: addresses.members.iter().map(member).collect(), certificates, dir }
+        let mut cluster = Cluster { members: Vec::new(), binary: binary.to_owned(), certificates, dir };
+        for address in &addresses.members {
+            let args = |data_dir: &Path| member_args(address, addresses, data_dir);
+            cluster.members.push(cluster.build_member(address, args));
+        }
+        cluster
+    }
+
+    fn build_member(&self, address: &Address, args: impl FnOnce(&Path) -> Vec<String>) -> Member {
+        let path = |kind: &str| self.dir.path().join(format!("{}.{kind}", address.name));
+        let (data_dir, log) = (path("data"), path("log"));
+        let certificates = self.certificates.as_deref();
+        let own = args(&data_dir);
+        let secure = certificates.map_or_else(Vec::new, Certificates::member_flags);
+        let tls = certificates.map(|certificates| certificates.show(Some(&certificates.client)));
+        Member {
+            address: address.clone(),
+            args: [own, secure].concat(),
+            env: Vec::new(),
+            site: Site { address: address.client, tls },
+            data_dir,
+            log,
+            binary: self.binary.clone(),
+            log_start: 0,
+            process: None,
+        }
+    }
+
+    /// One more member, not started yet, that learns from its environment, as `etcdctl member add` prints it, whom it
+    /// joins.
+    pub fn add(&mut self, address: &Address, joining: &[(String, String)]) -> &mut Member {
+        let mut member = self.build_member(address, |data_dir| place_args(address, data_dir).to_vec());
+        joining.iter().for_each(|(name, value)| member.add_env(name, value));
+        self.members.push(member);
+        self.members.last_mut().expect("just added")
     }
 
     /// Starts every member that is down, then waits until all serve: alone, the first could not.
@@ -230,6 +248,13 @@ impl Member {
         process.wait(STOP_BOUND).unwrap_or_else(|| panic!("{} ignores signal {signal}", self.address.name))
     }
 
+    /// How it ended by itself.
+    pub fn wait_ended(&mut self, bound: Duration) -> Option<ExitStatus> {
+        let status = self.process.as_mut().expect("a started member").wait(bound);
+        self.process.take_if(|_| status.is_some());
+        status
+    }
+
     fn open_log(&self) -> io::Result<File> {
         OpenOptions::new().create(true).append(true).open(&self.log)
     }
@@ -244,17 +269,28 @@ impl Member {
 
 /// The flags that make a member of a static cluster.
 pub fn member_args(address: &Address, addresses: &Addresses, data_dir: &Path) -> Vec<String> {
-    let (client, peer) = (address.client_url(), address.peer_url());
-    let flags = [
+    let founding = [
         ("name", address.name.clone()),
-        ("data-dir", data_dir.display().to_string()),
-        ("listen-client-urls", client.clone()),
-        ("advertise-client-urls", client),
-        ("listen-peer-urls", peer.clone()),
-        ("initial-advertise-peer-urls", peer),
+        ("initial-advertise-peer-urls", address.peer_url()),
         ("initial-cluster", addresses.initial_cluster()),
         ("initial-cluster-state", "new".to_owned()),
         ("initial-cluster-token", "detcd-tests".to_owned()),
     ];
-    flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect()
+    [&place_args(address, data_dir)[..], &founding.map(flag)].concat()
+}
+
+/// Where a member is, on disk and on the network.
+fn place_args(address: &Address, data_dir: &Path) -> [String; 4] {
+    let client = address.client_url();
+    [
+        ("data-dir", data_dir.display().to_string()),
+        ("listen-client-urls", client.clone()),
+        ("advertise-client-urls", client),
+        ("listen-peer-urls", address.peer_url()),
+    ]
+    .map(flag)
+}
+
+fn flag((name, value): (&str, String)) -> String {
+    format!("--{name}={value}")
 }

@@ -23,6 +23,11 @@ pub fn run(peers: &Peers, ctl: Ctl, endpoints: &str, args: &[String], stdin: &st
     process::run(command(peers, ctl, endpoints, args), stdin, RUN_BOUND)
 }
 
+/// The same where what it prints may be no text.
+pub fn run_for_bytes(peers: &Peers, ctl: Ctl, endpoints: &str, args: &[String]) -> Output<Vec<u8>> {
+    process::run_for_bytes(command(peers, ctl, endpoints, args), "", RUN_BOUND)
+}
+
 /// An `etcdctl` that runs on, its input open: without one it would stop.
 #[derive(Debug)]
 pub struct Background {

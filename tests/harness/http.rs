@@ -25,6 +25,12 @@ pub struct Site {
     pub tls: Option<Arc<ClientConfig>>,
 }
 
+impl From<&Site> for Site {
+    fn from(site: &Site) -> Site {
+        site.clone()
+    }
+}
+
 impl From<SocketAddr> for Site {
     fn from(address: SocketAddr) -> Site {
         Site { address, tls: None }

@@ -33,7 +33,11 @@ const ENDPOINT: &[(&str, &str)] = &[
     (r#""Leader" : [1-9]\d*"#, r#""Leader" : ID"#),
 ];
 
-/// Columns of `endpoint status` and `endpoint health` and the shape in which they are hidden.
+/// Of `snapshot save` only.
+const SNAPSHOT: &[(&str, &str)] =
+    &[(r#""size":"\d+(\.\d+)? [kM]?B""#, r#""size":BYTES"#), (r#""took":"[^"]+""#, r#""took":TIME"#)];
+
+/// Columns of `endpoint status`, `endpoint health` and `snapshot status`, and the shape in which they are hidden.
 const COLUMNS: &[(&str, &str)] = &[
     ("VERSION", r"^\d+\.\d+\.\d+$"),
     ("DB SIZE", r"^\d+(\.\d+)? [kM]?B$"),
@@ -44,6 +48,9 @@ const COLUMNS: &[(&str, &str)] = &[
     ("RAFT INDEX", r"^\d+$"),
     ("RAFT APPLIED INDEX", r"^\d+$"),
     ("TOOK", r"^[0-9.]+[mµn]?s$"),
+    // Of the whole file, in which raft's index and term are.
+    ("HASH", r"^[0-9a-f]{1,8}$"),
+    ("TOTAL SIZE", r"^\d+(\.\d+)? [kM]?B$"),
 ];
 
 /// What the simple format of `endpoint status` means by its columns, in etcdctl 3.5 and 3.6.
@@ -77,12 +84,17 @@ pub fn mask(args: &[String], output: &Output) -> Output {
         };
         masked.stderr = sort_lines(&masked.stderr);
     }
+    if words.first() == Some(&"snapshot") {
+        masked.stderr = replace(&masked.stderr, &SAVING);
+        masked.stdout = if format == "table" { hide_columns(&masked.stdout) } else { masked.stdout };
+    }
     masked
 }
 
 type Rules = LazyLock<Vec<(Regex, &'static str)>>;
 static GENERAL: Rules = LazyLock::new(|| compile(EVERYWHERE));
 static SPECIAL: Rules = LazyLock::new(|| compile(ENDPOINT));
+static SAVING: Rules = LazyLock::new(|| compile(SNAPSHOT));
 static SHAPES: Rules = LazyLock::new(|| COLUMNS.iter().map(|(name, shape)| (regex(shape), *name)).collect());
 
 fn compile(rules: &[(&str, &'static str)]) -> Vec<(Regex, &'static str)> {
@@ -179,6 +191,11 @@ mod tests {
             "127.0.0.1:1, a7, 3.6.16, 3.6.0, 20 kB, 16 kB, 20%, 2.1 GB, true, false, 2, 5, 5, , , false\n",
             "127.0.0.1:1, a7, 3.6.9, 3.6.0, 1.2 MB, 16 kB, 0%, 2.1 GB, true, false, 3, 15, 15, , , false\n",
         );
+        check(
+            "snapshot status f -w table",
+            "| HASH | REVISION | TOTAL SIZE |\n| 12ab | 7 | 20 kB |\n",
+            "| HASH | REVISION | TOTAL SIZE |\n| cd12ab34 | 7 | 1.2 MB |\n",
+        );
         check("endpoint health", "a is healthy: took = 1.5ms\nb is bad\n", "b is bad\na is healthy: took = 900µs\n");
         check(
             "endpoint status -w table",
@@ -209,6 +226,9 @@ mod tests {
         check("endpoint status", status, "127.0.0.1:1, a7, , 20 kB, true, false, 2, 5, 5, \n");
         check("endpoint status", status, "127.0.0.1:1, a7, 3.6.16, 20 kB, false, false, 2, 5, 5, \n");
         check("endpoint status", status, "127.0.0.1:1, a7, 3.6.16, 20 kB, true, false, 2, 5, 5, no leader\n");
+        let saved = "| HASH | REVISION | TOTAL SIZE |\n| 12ab | 7 | 20 kB |\n";
+        check("snapshot status f -w table", saved, "| HASH | REVISION | TOTAL SIZE |\n| 12ab | 8 | 20 kB |\n");
+        check("snapshot status f -w table", saved, "| HASH | REVISION | TOTAL SIZE |\n| | 7 | 20 kB |\n");
         check("endpoint status -w json", r#""leader":7"#, r#""leader":0"#);
         check("member list", "1, started, a, b, c, false\n", "1, started, a, b, c, true\n");
     }

@@ -16,4 +16,4 @@ pub mod script;
 pub use binaries::{Ctl, Kind, Peers};
 pub use certificates::Certificates;
 pub use cluster::Cluster;
-pub use ports::Addresses;
+pub use ports::{Address, Addresses};

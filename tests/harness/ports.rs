@@ -28,15 +28,13 @@ pub struct Address {
 impl Addresses {
     pub fn reserve(members: usize) -> Addresses {
         assert!(members > 0);
-        let member = |i| Address { name: format!("m{i}"), tls: false, client: free_port(), peer: free_port() };
-        Addresses { members: (0..members).map(member).collect() }
+        Addresses { members: (0..members).map(|i| Address::reserve(&format!("m{i}"), false)).collect() }
     }
 
     /// As `reserve`, with https everywhere.
     pub fn reserve_tls(members: usize) -> Addresses {
-        let mut addresses = Addresses::reserve(members);
-        addresses.members.iter_mut().for_each(|address| address.tls = true);
-        addresses
+        assert!(members > 0);
+        Addresses { members: (0..members).map(|i| Address::reserve(&format!("m{i}"), true)).collect() }
     }
 
     /// The value of `--initial-cluster`.
@@ -47,6 +45,10 @@ impl Addresses {
 }
 
 impl Address {
+    pub fn reserve(name: &str, tls: bool) -> Address {
+        Address { name: name.to_owned(), tls, client: free_port(), peer: free_port() }
+    }
+
     fn scheme(&self) -> &'static str {
         if self.tls { "https" } else { "http" }
     }

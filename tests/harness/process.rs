@@ -85,21 +85,27 @@ impl Drop for Process {
 
 /// What a process printed, and its exit code: `None` when a signal ended it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    pub stdout: String,
+pub struct Output<Stdout = String> {
+    pub stdout: Stdout,
     pub stderr: String,
     pub code: Option<i32>,
 }
 
 /// Runs `command` to its end, with `stdin` as its input; after `bound` it is killed.
-pub fn run(mut command: Command, stdin: &str, bound: Duration) -> Output {
+pub fn run(command: Command, stdin: &str, bound: Duration) -> Output {
+    let Output { stdout, stderr, code } = run_for_bytes(command, stdin, bound);
+    Output { stdout: String::from_utf8_lossy(&stdout).into_owned(), stderr, code }
+}
+
+/// The same where what it prints may be no text.
+pub fn run_for_bytes(mut command: Command, stdin: &str, bound: Duration) -> Output<Vec<u8>> {
     let (stdout, stderr, mut input) = (scratch(), scratch(), scratch());
     input.write_all(stdin.as_bytes()).and_then(|()| input.rewind()).expect("a scratch file");
     command.stdin(input).stdout(handle(&stdout)).stderr(handle(&stderr));
     let mut process = Process::spawn(command).expect("the binary starts");
     let code = process.wait(bound).and_then(|status| status.code());
     drop(process);
-    Output { stdout: text(&stdout), stderr: text(&stderr), code }
+    Output { stdout: bytes(&stdout), stderr: text(&stderr), code }
 }
 
 pub fn scratch() -> File {
@@ -110,11 +116,15 @@ pub fn handle(file: &File) -> File {
     file.try_clone().expect("a second handle")
 }
 
-/// All that was written so far. The writer shares our handle's offset, so it is not moved.
 pub fn text(file: &File) -> String {
+    String::from_utf8_lossy(&bytes(file)).into_owned()
+}
+
+/// All that was written so far. The writer shares our handle's offset, so it is not moved.
+fn bytes(file: &File) -> Vec<u8> {
     let mut bytes = vec![0; file.metadata().expect("a scratch file").len() as usize];
     file.read_exact_at(&mut bytes, 0).expect("a scratch file");
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes
 }
 
 fn die_with_us(command: &mut Command) {

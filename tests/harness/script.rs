@@ -178,7 +178,7 @@ pub fn play(steps: &[Step], peers: &Peers, ctl: Ctl, cluster: &Cluster) -> Vec<O
 }
 
 /// A server that never settles says so itself, in `endpoint status`.
-fn await_settled(member: &Member) {
+pub fn await_settled(member: &Member) {
     let start = Instant::now();
     let settled = || {
         let body = http::get(member.site(), "/version").ok()?.body;

@@ -4,7 +4,7 @@ use super::runtime;
 use bytes::Bytes;
 use detcd_core::{
     format::{
-        bbolt::{Next, Reader, Writer},
+        bbolt::{Next, Reader, Totals, Writer},
         snap::{self, Snapshot},
         v2store,
         wal::{self, HardState, Metadata, SnapshotMark},
@@ -109,8 +109,8 @@ fn backend(machine: &Machine) -> Vec<u8> {
     file
 }
 
-/// What is in a backend, and what `snapshot status` should say of it.
-fn read(file: Bytes) -> (Machine, Value) {
+/// What is in a backend, what `snapshot status` should say of it, and what the file comes to.
+pub fn read(file: Bytes) -> (Machine, Status, Totals) {
     let (mut reader, mut builder, mut status) =
         (Reader::new(file.len() as u64), Builder::default(), StatusFold::default());
     let totals = loop {
@@ -124,18 +124,22 @@ fn read(file: Bytes) -> (Machine, Value) {
             Next::End(totals) => break totals,
         }
     };
-    let Status { hash, revision, live_keys, storage_version, .. } = status.finish();
-    let status = json!({
+    (builder.finish().expect("a sound backend"), status.finish(), totals)
+}
+
+/// What `etcdutl snapshot status` should say of a backend.
+fn told(file: Bytes) -> Value {
+    let (_, Status { hash, revision, live_keys, storage_version, .. }, totals) = read(file);
+    json!({
         "hash": hash,
         "revision": revision.0,
         "totalKey": live_keys,
         "totalSize": totals.bytes,
         "version": storage_version,
-    });
-    (builder.finish().expect("a sound backend"), status)
+    })
 }
 
-fn etcdutl(peers: &Peers, args: &[&str]) -> Output {
+pub fn etcdutl(peers: &Peers, args: &[&str]) -> Output {
     let mut command = Process::new(peers.etcdutl());
     command.args(args);
     let output = process::run(command, "", TOOL_BOUND);
@@ -154,7 +158,7 @@ fn etcd_takes_our_snapshot_for_its_own() {
     let dir = files::temp_dir();
     let file = dir.path().join("snapshot.db");
     let mut bytes = backend(&machine);
-    let (_, expected) = read(Bytes::copy_from_slice(&bytes));
+    let expected = told(Bytes::copy_from_slice(&bytes));
     bytes.extend_from_slice(&Sha256::digest(&bytes));
     fs::write(&file, &bytes).expect("the snapshot");
     let file = file.to_str().expect("a path in UTF-8");
@@ -216,10 +220,11 @@ fn a_bumped_restore_is_read_as_etcd_reads_it() {
         ],
     );
     let db = data_dir.join("member/snap/db");
-    let (bumped, expected) = read(fs::read(&db).expect("the backend").into());
+    let backend = Bytes::from(fs::read(&db).expect("the backend"));
+    let (bumped, ..) = read(backend.clone());
     assert!(bumped.store.revision() > Revision(1_000_000) && bumped.store.compacted() == bumped.store.revision());
     let status = etcdutl(&peers, &["snapshot", "status", db.to_str().expect("UTF-8"), "-w", "json"]);
-    assert_eq!(serde_json::from_str::<Value>(&status.stdout).expect("JSON"), expected);
+    assert_eq!(serde_json::from_str::<Value>(&status.stdout).expect("JSON"), told(backend));
 
     // The file that we make of it, too, is served with the same hash as before.
     let mut cluster = Cluster::prepare(&peers.etcd(), &addresses);
@@ -334,7 +339,7 @@ fn range(machine: &Machine, revision: i64) -> Vec<KeyValue> {
 /// After etcd ran on it, the directory holds for us what it held before, further on in the log.
 fn holds(data_dir: &Path, machine: &Machine) {
     let db = fs::read(data_dir.join("member/snap/db")).expect("the backend");
-    let (after, _) = read(db.into());
+    let (after, ..) = read(db.into());
     assert!(!after.digest_is_whole(), "etcd applied entries that our digest does not know");
     let (ours, theirs) = (&machine.store, &after.store);
     assert_eq!((theirs.revision(), theirs.compacted()), (ours.revision(), ours.compacted()));

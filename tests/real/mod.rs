@@ -1,7 +1,10 @@
 //! The daemon as users meet it: real processes, files and sockets, real clients.
+mod churn;
 mod daemon;
 mod formats;
 mod kill9;
+mod load;
+mod operator;
 mod refusals;
 mod tls;
 mod transcript;

@@ -308,7 +308,7 @@ impl Consensus {
                 }
                 return Ok(());
             }
-            // raft-rs would pass it on in the name of who asked, which no peer takes; who asked will ask again.
+            // raft-rs would pass it on in the sender's name, to which nobody listens. Who asked asks again.
             MessageType::MsgReadIndex if self.role() != Role::Leader => return Ok(()),
             // raft-rs would acknowledge entries that it was not sent.
             MessageType::MsgAppend if !appends::is_contiguous(&message) => return Ok(()),

@@ -128,9 +128,9 @@ impl Consensus {
         raft.bcast_append();
     }
 
-    /// To the leader, on the way to which it may get lost; in one's own name, whoever it came from, for a peer takes no
-    /// other.
+    /// To the leader, where it may get lost.
     fn pass_on(&mut self, mut message: eraftpb::Message) {
+        // Whoever sent it here: members listen to who speaks for itself.
         message.from = self.raft.raft.id;
         self.raft.raft.step(message).expect("a follower that knows its leader passes proposals on");
     }

@@ -291,6 +291,7 @@ impl Bench {
         self.record.push(format!("{id} {output:?}"));
         match output {
             Output::Send(message) => {
+                assert_eq!(message.from(), MemberId(id), "nobody listens to who speaks for another");
                 let (to, mut bytes) = (message.to().0, Vec::new());
                 message.encode(&mut bytes);
                 self.record.push(format!("{bytes:?}"));
