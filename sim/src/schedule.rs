@@ -289,6 +289,11 @@ mod tests {
             for (seed, schedule) in (0..).zip(&schedules) {
                 assert_eq!(&Schedule::new(&scenario, Seed(seed)), schedule, "{name}");
             }
+            // Of what waits for a node's doing, or has its time, all but what comes of it may be fixed.
+            let is_drawn = |nemesis: &Nemesis| matches!(nemesis.timing, Timing::Every { .. });
+            if !scenario.nemeses.iter().any(is_drawn) {
+                continue;
+            }
             let distinct: BTreeSet<_> = schedules.iter().map(|schedule| schedule.to_string()).collect();
             assert_eq!(distinct.len(), schedules.len(), "{name}: two seeds have one schedule");
         }

@@ -174,17 +174,22 @@ impl Inner {
         while self.time.now() < until {
             turn += 1;
             let candidates = self.members();
-            let Some(&node) = turn.checked_rem(candidates.len()).and_then(|at| candidates.get(at)) else {
+            let node = turn.checked_rem(candidates.len()).map(|at| candidates[at]);
+            let Some((node, peers)) = self.peers(node, number).await else {
                 self.wait_a_little().await;
                 continue;
             };
-            let Some(peers) = self.operator.list(node).await else { continue };
             match peers.iter().find(|peer| peer.urls.contains(&url)) {
                 None => {
+                    self.vacate(number);
                     let learner = arrival != Arrival::Voter;
-                    let added = self.operator.ask(node, Change::Add { url: url.clone(), learner }).await;
-                    if added.is_err() {
-                        self.wait_a_little().await;
+                    // Who adds a voter to a cluster of one must start it at once: there is no quorum without it.
+                    match self.operator.ask(node, Change::Add { url: url.clone(), learner }).await {
+                        Ok(peers) => {
+                            let added = peers.iter().find(|peer| peer.urls.contains(&url));
+                            added.map(|peer| self.move_in(number, peer, &peers));
+                        }
+                        Err(_) => self.wait_a_little().await,
                     }
                 }
                 Some(peer) if peer.member != self.cluster.member(number) => self.move_in(number, peer, &peers),
@@ -206,10 +211,26 @@ impl Inner {
         false
     }
 
+    /// The members as this node tells them; if no quorum does and the machine is empty, as it alone knows them: it may
+    /// have been added, and be what is missing.
+    async fn peers(&self, node: Option<NodeNumber>, number: NodeNumber) -> Option<(NodeNumber, Vec<Peer>)> {
+        let node = node?;
+        let peers = match self.operator.list(node, true).await {
+            None if self.cluster.member(number) == 0 => self.operator.list(node, false).await,
+            peers => peers,
+        };
+        Some((node, peers?))
+    }
+
     fn move_in(&self, number: NodeNumber, peer: &Peer, peers: &[Peer]) {
-        self.cluster.kill(number, self.seed.child("moving", number.0 as u64));
-        self.cluster.wipe(number);
+        self.vacate(number);
         self.cluster.join(number, peer.member, peers);
+    }
+
+    /// Nobody lives on this machine any more.
+    fn vacate(&self, number: NodeNumber) {
+        self.cluster.kill(number, self.seed.child("vacated", number.0 as u64));
+        self.cluster.wipe(number);
     }
 
     /// Whoever lives on this machine is removed, and the machine is empty then.
@@ -222,13 +243,15 @@ impl Inner {
                 self.wait_a_little().await;
                 continue;
             };
-            let Some(peers) = self.operator.list(node).await else { continue };
+            let Some(peers) = self.operator.list(node, true).await else {
+                self.wait_a_little().await;
+                continue;
+            };
             match peers.iter().find(|peer| peer.urls.contains(&url)) {
                 Some(peer) => drop(self.operator.ask(node, Change::Remove { member: peer.member }).await),
                 None => {
                     self.await_exit(number, self.time.now() + FAREWELL).await;
-                    self.cluster.kill(number, self.seed.child("leaving", number.0 as u64));
-                    self.cluster.wipe(number);
+                    self.vacate(number);
                     return true;
                 }
             }

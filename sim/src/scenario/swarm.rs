@@ -57,7 +57,9 @@ pub fn draw(seed: u64) -> String {
     let faults = faults(draw, nodes, spares);
     let _ = writeln!(text, "nemesis = [\n{}\n]", faults.join(",\n"));
     // What comes of so much trouble cannot be told in advance: a little must.
-    text.push_str("expect = { acknowledged_min = 300, under_fault_min = 1, must_fire = [] }\n");
+    let under_fault_min = u8::from(!faults.is_empty());
+    let _ =
+        writeln!(text, "expect = {{ acknowledged_min = 300, under_fault_min = {under_fault_min}, must_fire = [] }}");
     text
 }
 

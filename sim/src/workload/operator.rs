@@ -47,9 +47,9 @@ impl Operator {
         outcome
     }
 
-    /// Who is in the cluster, as this node and a quorum know it.
-    pub async fn list(&self, node: NodeNumber) -> Option<Vec<Peer>> {
-        let request = pb::MemberListRequest { linearizable: true };
+    /// Who is in the cluster, as this node knows it, and if it is asked for linearizably a quorum.
+    pub async fn list(&self, node: NodeNumber, linearizable: bool) -> Option<Vec<Peer>> {
+        let request = pb::MemberListRequest { linearizable };
         let list = async { Ok(self.cluster(node).await?.member_list(request).await?.into_inner().members) };
         Some(within(list).await.ok()?.into_iter().map(peer).collect())
     }

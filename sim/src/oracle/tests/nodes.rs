@@ -159,7 +159,7 @@ fn members_that_differ_break_agreement() {
         spoil_second(history, |event| {
             let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
             let digest = Digest(digest.0 + 1);
-            let (voters, learners) = (Vec::new(), Vec::new());
+            let (voters, learners) = ([0, 1, 2].map(|at| MemberId(id(at))).to_vec(), Vec::new());
             *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners };
         })
     });
@@ -323,7 +323,7 @@ fn logs_that_change_break_log_matching() {
 /// What three of five would have to hold, two of three do.
 #[test]
 fn a_quorum_is_one_of_the_voters_in_force() {
-    breaks(DURABILITY, |history| {
+    breaks_both(DURABILITY, &[MEMBERSHIP], |history| {
         let applied = |event: &NodeEvent| match event {
             NodeEvent::Applied { index, .. } if index.0 == 20 => Some(*index),
             _ => None,
