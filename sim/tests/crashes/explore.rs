@@ -128,7 +128,7 @@ impl Explorer<'_> {
         self.counts.starts += 1;
         let fresh: Arc<dyn Disk> = disk.fresh();
         let fresh = match self.lie {
-            Some(lie) => Liar::new(fresh, lie),
+            Some(lie) => Arc::new(Liar::new(fresh, lie)),
             None => fresh,
         };
         Process::start(self.script, fresh).await
