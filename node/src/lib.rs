@@ -1,6 +1,8 @@
 //! One node: the core that decides, wired to a world's files, peers and clients.
 //!
 //! [`host::Host`] is the only seam: the daemon and the simulator each build one and run the same code on it.
+//!
+//! [`storage`] and [`snapshots`] are open to tests, which crash them at every step.
 pub mod api;
 mod checkpoint;
 pub mod config;
@@ -13,8 +15,8 @@ mod metrics;
 mod peers;
 pub mod proto;
 mod run;
-mod snapshots;
-mod storage;
+pub mod snapshots;
+pub mod storage;
 mod wal;
 
 pub use detcd_core::event;

@@ -79,6 +79,8 @@ impl Snapshots {
         for name in names.iter().filter(|name| name.starts_with("tmp") || name.starts_with("db.tmp")) {
             snapshots.remove(name).await.map_err(|error| failed("remove", &dir.join(name), error))?;
         }
+        // Whoever gave the others their names may have been killed before that was durable.
+        snapshots.disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
         let mut found: Vec<_> = names.iter().filter_map(|name| snap::parse_name(name)).collect();
         found.sort();
         let mut usable = Vec::new();

@@ -5,8 +5,11 @@
 //! - The directory counts as a log once it has a segment. A crash before that leaves nothing.
 //! - Recovery cuts the tail that an interrupted write left, zeroes it, makes that durable, and only then appends:
 //!   or a later crash could put new records in front of old ones.
+//! - What recovery has read it makes durable, names too: whoever wrote it may have been killed before its sync, and the
+//!   member answers for it from now on.
 //! - A mark is a record which says that a state stands in for the log up to some index. It is durable together with a
-//!   commit index that has reached it. What a log of another history holds before its mark is void.
+//!   commit index that has reached it; alone it does not count, and recovery cuts it off. What a log of another history
+//!   holds before its mark is void.
 //! - Segments that a mark made superfluous go, the oldest first, once there are more than are to be kept.
 //!
 //! How frames look is [`detcd_core::format::wal`]'s business; states are that of `snapshots.rs`.
@@ -159,6 +162,7 @@ impl Wal {
         let (file, bytes, end, path) = tail.expect("there is a last segment");
         let Some((metadata, recovered)) = replay.finish(start).map_err(senseless)? else { return Ok(None) };
         cut(&*file, &bytes, end, sizes.segment).await.map_err(|error| failed("repair", &path, error))?;
+        disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
         let wal = Wal {
             disk,
             dir: dir.to_owned(),
@@ -288,19 +292,33 @@ impl Wal {
 }
 
 /// Makes the directory and whatever is missing above it, durably: a log in a directory that is forgotten is forgotten.
+/// Each is durable before there is anything in it.
 pub async fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Failure> {
-    let mut missing = Vec::new();
+    let (mut missing, mut lowest) = (Vec::new(), None);
     for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
         match disk.list(ancestor).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
-            _ => break,
+            _ => {
+                lowest = Some(ancestor);
+                break;
+            }
         }
     }
-    disk.create_dir_all(dir).await.map_err(|error| failed("create", dir, error))?;
-    for parent in missing.iter().filter_map(|dir| dir.parent()) {
-        disk.sync_dir(parent).await.map_err(|error| failed("sync", parent, error))?;
+    // Only the lowest that is there may have been made by a process that was killed before it was durable.
+    if let Some(parent) = lowest.and_then(Path::parent) {
+        match disk.sync_dir(parent).await {
+            // Where we may not look we have made nothing.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            result => result.map_err(|error| failed("sync", parent, error))?,
+        }
     }
-    Ok(())
+    for missing in missing.into_iter().rev() {
+        disk.create_dir_all(missing).await.map_err(|error| failed("create", dir, error))?;
+        if let Some(parent) = missing.parent() {
+            disk.sync_dir(parent).await.map_err(|error| failed("sync", parent, error))?;
+        }
+    }
+    disk.create_dir_all(dir).await.map_err(|error| failed("create", dir, error))
 }
 
 /// A segment under its final name, beginning with `bytes`, durable when this returns.
@@ -334,7 +352,7 @@ pub async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
     file.read_at(0, usize::try_from(length).map_err(io::Error::other)?).await
 }
 
-/// Leaves nothing but zeros behind `end`, up to the segment's size, and makes it durable.
+/// Leaves nothing but zeros behind `end`, up to the segment's size, and makes all of it durable.
 async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> io::Result<()> {
     let dirty = bytes[end..].iter().any(|byte| *byte != 0);
     if dirty {
@@ -343,9 +361,8 @@ async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> i
     }
     if dirty || (bytes.len() as u64) < segment_bytes {
         file.allocate(segment_bytes.max(end as u64)).await?;
-        file.sync().await?;
     }
-    Ok(())
+    file.sync().await
 }
 
 pub fn failed(action: &'static str, path: &Path, error: io::Error) -> Failure {

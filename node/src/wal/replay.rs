@@ -14,30 +14,36 @@ pub struct Replay {
     /// Where the entries begin, if a mark or the first entry told: the index right before them.
     before: Option<Index>,
     entries: Vec<Entry>,
-    /// Every mark that there is.
+    /// Every mark that counts.
     marks: Vec<(Index, Term)>,
-    /// What a mark made void, until it is known to count: a write that was cut short may have left the mark alone.
-    void: Option<Void>,
+    /// The last mark, while nothing says that what it stands for is committed.
+    open: Option<OpenMark>,
     pub crc: u32,
     read_any: bool,
 }
 
-struct Void {
-    mark: Index,
-    before: Option<Index>,
-    entries: Vec<Entry>,
+/// A mark counts once a commit index has reached it. The two are written at once: if a crash has left the mark alone,
+/// the log is what it was before, and goes on from there as if the mark had never been.
+struct OpenMark {
+    mark: (Index, Term),
+    /// Where its record begins if it is in the last segment, and the checksum up to there.
+    place: Option<(usize, u32)>,
+    /// What it makes void: the log before it, if that is of another history.
+    void: Option<(Option<Index>, Vec<Entry>)>,
 }
 
 impl Replay {
-    /// Returns where the segment's records end. In the last segment a torn record ends the log.
+    /// Returns where the segment's records end. In the last segment a torn record ends the log, and so does a mark that
+    /// was to be followed by a commit index, and is not.
     pub fn segment(&mut self, bytes: &[u8], is_last: bool) -> Result<usize, Damage> {
         let mut reader = Reader::new(bytes, self.read_any.then_some(self.crc));
         self.read_any = true;
         loop {
-            let offset = reader.offset();
+            let (offset, crc) = (reader.offset(), reader.crc());
             match reader.read() {
                 Ok(Some(record)) => {
-                    self.record(record).map_err(|reason| Damage { offset, torn: false, reason })?;
+                    let place = crc.filter(|_| is_last).map(|crc| (offset, crc));
+                    self.record(record, place).map_err(|reason| Damage { offset, torn: false, reason })?;
                 }
                 Ok(None) => break,
                 Err(damage) if damage.torn && is_last => break,
@@ -49,14 +55,16 @@ impl Replay {
             torn: false,
             reason: "the segment does not begin with its checksum".into(),
         })?;
-        Ok(reader.offset())
+        let Some((end, crc)) = self.open.as_ref().and_then(|open| open.place) else { return Ok(reader.offset()) };
+        self.crc = crc;
+        Ok(end)
     }
 
     fn last(&self) -> Option<Index> {
         self.entries.last().map(|entry| Index(entry.index)).or(self.before)
     }
 
-    fn record(&mut self, record: Record) -> Result<(), String> {
+    fn record(&mut self, record: Record, place: Option<(usize, u32)>) -> Result<(), String> {
         match record {
             Record::Metadata(metadata) => match self.metadata {
                 Some(known) if known != metadata => {
@@ -67,17 +75,18 @@ impl Replay {
             Record::Entry(entry) => self.entry(entry)?,
             Record::State(state) => {
                 self.hard_state = state;
-                self.void.take_if(|void| void.mark <= state.commit);
+                self.marks.extend(self.open.take_if(|open| open.mark.0 <= state.commit).map(|open| open.mark));
             }
-            Record::Snapshot(mark) => self.mark(&mark),
+            Record::Snapshot(mark) => self.mark(&mark, place),
             Record::Crc(_) => {}
         }
         Ok(())
     }
 
     fn entry(&mut self, entry: Entry) -> Result<(), String> {
-        if self.void.is_some() {
-            return Err(format!("entry {} follows a mark that nothing says is committed", entry.index));
+        // etcd leaves a mark where it is, and goes on as if it were not.
+        if self.open.as_ref().is_some_and(|open| entry.index <= open.mark.0.0) {
+            self.forget_open_mark();
         }
         let before = *self.before.get_or_insert(Index(entry.index.saturating_sub(1)));
         let last = self.last().expect("known by now");
@@ -90,30 +99,39 @@ impl Replay {
         Ok(())
     }
 
-    fn mark(&mut self, mark: &SnapshotMark) {
-        self.marks.push((mark.index, mark.term));
+    fn mark(&mut self, mark: &SnapshotMark, place: Option<(usize, u32)>) {
+        self.forget_open_mark();
         let known = self.before.and_then(|before| {
             let at = mark.index.0.checked_sub(before.0 + 1)?;
             self.entries.get(at as usize).map(|entry| Term(entry.term))
         });
         // Where reading begins, a mark may be of what comes before.
         let of_before = self.last().is_none_or(|last| mark.index < last) && known.is_none();
+        let mut void = None;
         if mark.index == Index(0) {
             self.before = Some(Index(0));
         } else if known != Some(mark.term) && !of_before {
-            let before = self.before.replace(mark.index);
-            let void = Void { mark: mark.index, before, entries: std::mem::take(&mut self.entries) };
-            self.void = (mark.index > self.hard_state.commit).then_some(void);
+            void = Some((self.before.replace(mark.index), std::mem::take(&mut self.entries)));
+        }
+        let mark = (mark.index, mark.term);
+        if mark.0 <= self.hard_state.commit {
+            self.marks.push(mark);
+        } else {
+            self.open = Some(OpenMark { mark, place, void });
+        }
+    }
+
+    /// It does not count, so nothing is void.
+    fn forget_open_mark(&mut self) {
+        if let Some(void) = self.open.take().and_then(|open| open.void) {
+            (self.before, self.entries) = void;
         }
     }
 
     /// The log from behind `start`; `None` if no mark that counts is of it.
     pub fn finish(&mut self, start: (Index, Term)) -> Result<Option<(Metadata, Recovered)>, String> {
         let metadata = self.metadata.ok_or("it does not say whose it is")?;
-        if let Some(void) = self.void.take() {
-            // The mark does not count, so nothing is void.
-            (self.before, self.entries) = (void.before, void.entries);
-        }
+        self.forget_open_mark();
         let hard_state = self.hard_state;
         if !self.marks.contains(&start) || start.0 > hard_state.commit {
             return Ok(None);
@@ -130,5 +148,85 @@ impl Replay {
             return Err(format!("entry {commit} was committed, but the log ends at {last}"));
         }
         Ok(Some((metadata, recovered)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use detcd_core::{
+        format::wal::Writer,
+        types::{ClusterId, MemberId},
+    };
+
+    use super::*;
+
+    /// A log of entries 1 to 3, all committed, and what `more` writes behind it.
+    fn log(more: impl FnOnce(&mut Writer, &mut Vec<u8>)) -> Vec<u8> {
+        let (mut writer, mut bytes) = (Writer::new(0), Vec::new());
+        writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(2) }, None);
+        (1..=3).for_each(|index| writer.entry(&mut bytes, &entry(index)));
+        writer.state(&mut bytes, state(3));
+        more(&mut writer, &mut bytes);
+        bytes
+    }
+
+    fn entry(index: u64) -> Entry {
+        let mut entry = Entry::default();
+        (entry.index, entry.term) = (index, 2);
+        entry
+    }
+
+    fn state(commit: u64) -> HardState {
+        HardState { term: Term(2), vote: MemberId(0), commit: Index(commit) }
+    }
+
+    fn mark(index: u64) -> SnapshotMark {
+        SnapshotMark { index: Index(index), term: Term(2), conf_state: Some(Default::default()) }
+    }
+
+    /// From where the log is read, its entries, and how many bytes of it stay.
+    fn read(bytes: &[u8], start: u64) -> Option<(u64, Vec<u64>, usize)> {
+        let mut replay = Replay::default();
+        let end = replay.segment(bytes, true).unwrap();
+        let term = Term(if start == 0 { 0 } else { 2 });
+        let (_, recovered) = replay.finish((Index(start), term)).unwrap()?;
+        let entries = recovered.entries.iter().map(|entry| entry.index).collect();
+        Some((recovered.before.0.0, entries, end))
+    }
+
+    #[test]
+    fn a_mark_counts_together_with_a_commit_index() {
+        let before = log(|_, _| ());
+        let marked = log(|writer, bytes| writer.snapshot(bytes, &mark(9)));
+        assert_eq!(read(&marked, 9), None);
+        assert_eq!(read(&marked, 0), Some((0, vec![1, 2, 3], before.len())), "cut where the mark begins");
+        let counts = log(|writer, bytes| {
+            writer.snapshot(bytes, &mark(9));
+            writer.state(bytes, state(9));
+            writer.entry(bytes, &entry(10));
+        });
+        assert_eq!(read(&counts, 9), Some((9, vec![10], counts.len())));
+    }
+
+    #[test]
+    fn what_is_cut_off_leaves_no_trace_in_the_checksum() {
+        let marked = log(|writer, bytes| writer.snapshot(bytes, &mark(9)));
+        let mut replay = Replay::default();
+        let end = replay.segment(&marked, true).unwrap();
+        let mut bytes = marked[..end].to_vec();
+        Writer::new(replay.crc).entry(&mut bytes, &entry(4));
+        assert_eq!(read(&bytes, 0), Some((0, vec![1, 2, 3, 4], bytes.len())));
+    }
+
+    #[test]
+    fn etcd_goes_on_behind_a_mark_that_does_not_count() {
+        let log = log(|writer, bytes| {
+            writer.snapshot(bytes, &mark(9));
+            writer.state(bytes, state(3));
+            (4..=9).for_each(|index| writer.entry(bytes, &entry(index)));
+            writer.state(bytes, state(9));
+        });
+        assert_eq!(read(&log, 9), None, "the state that was to come with it is gone");
+        assert_eq!(read(&log, 0), Some((0, (1..=9).collect(), log.len())));
     }
 }

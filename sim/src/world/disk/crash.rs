@@ -7,7 +7,8 @@
 //! At a crash point the process is dead, what it had called and had not taken effect never will, and the step itself is
 //! not acknowledged. The memory of the machine is still there to be looked at: [`SimDisk::pending`] lists what is not
 //! durable, [`SimDisk::image_after_loss`] shows what a loss of some of it would leave, and [`SimDisk::lose_exactly`] or
-//! [`SimDisk::power_loss`] does it. If nobody does before the next start, all of it is lost.
+//! [`SimDisk::power_loss`] does it. Or it was only the process that died, and [`SimDisk::lose_nothing`]. If nobody says
+//! so before the next start, all of it is lost.
 //!
 //! A mask has a bit for each item that `pending` lists, set if the item is kept; bit 63 is for all items from the 64th
 //! on. A sector is kept with all that was written to it: its earlier versions are met at earlier points.
@@ -115,6 +116,14 @@ impl SimDisk {
         });
     }
 
+    /// Only the process died at the crash point, the machine goes on: whatever is pending stays so.
+    pub fn lose_nothing(&self) {
+        self.0.with(|state, now| {
+            state.settle_all(now);
+            state.lose_nothing();
+        });
+    }
+
     /// What `lose_exactly` would leave.
     pub fn image_after_loss(&self, mask: u64) -> Image {
         self.0.with(|state, now| {
@@ -180,6 +189,13 @@ impl State {
         let contents = self.files.values_mut().map(|inode| &mut inode.content);
         let (sectors, entries) = lose(&mut self.tree, contents, mask);
         self.power_lost(sectors, entries);
+    }
+
+    fn lose_nothing(&mut self) {
+        self.fence(|_| 0);
+        self.crash.end();
+        self.stats.kills += 1;
+        self.notes.push(DiskOp::Killed);
     }
 
     fn image_after_loss(&mut self, mask: u64) -> Image {

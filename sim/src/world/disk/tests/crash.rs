@@ -216,3 +216,19 @@ fn whoever_is_called_at_a_crash_may_strike_back() {
         assert_eq!(bench.disk.stats().power_losses, 1);
     });
 }
+
+#[test]
+fn a_process_that_died_alone_takes_nothing_with_it() {
+    world(12, |bench| async move {
+        let a = file(&*bench.disk.fresh(), "/d/a", b"old").await;
+        bench.disk.crash_at(bench.disk.points() + 1, false, || ());
+        assert!(a.write_at(0, b"new".into()).await.is_err());
+        bench.disk.lose_nothing();
+        let b = bench.disk.fresh().open(path("/d/a"), Open::Write).await.unwrap();
+        assert_eq!((b.read_at(0, 3).await.unwrap(), bench.disk.pending().len()), (b"new".into(), 1));
+        let stats = bench.disk.stats();
+        assert_eq!((stats.crashes, stats.kills, stats.power_losses), (1, 1, 0));
+        bench.disk.lose_exactly(0);
+        assert_eq!(bench.disk.contents(path("/d/a")).unwrap(), b"old");
+    });
+}

@@ -1,0 +1,90 @@
+//! Crashes at every step of the disk, enumerated: a log that is appended to, segments that follow each other, checkpoints
+//! and received states that get into their places. What is found afterwards must be what a correct run could have left.
+//!
+//! `history.rs` is what a cluster agreed on, `script.rs` what a member does and what it may be found as, `process.rs`
+//! does it with the node's own storage, `explore.rs` crashes it, `lies.rs` are bugs that must be noticed.
+mod explore;
+mod history;
+mod lies;
+mod process;
+mod script;
+mod scripts;
+
+use std::time::{Duration, Instant};
+
+use madsim::runtime::Runtime;
+
+use crate::{
+    explore::{Counts, explore},
+    lies::Lie,
+    script::Script,
+};
+
+fn run(script: &Script, lie: Option<Lie>) -> Result<Counts, String> {
+    Runtime::with_seed_and_config(1, Default::default()).block_on(explore(script, lie))
+}
+
+/// All hold, and it was no small matter.
+#[track_caller]
+fn check(scripts: &[Script], losses_min: u64) {
+    let (begun, mut losses) = (Instant::now(), 0);
+    for script in scripts {
+        let begun = Instant::now();
+        let counts = run(script, None).unwrap_or_else(|violation| panic!("{violation}"));
+        println!("{}: {counts}; {:.1?}", script.name, begun.elapsed());
+        losses += counts.losses;
+    }
+    let took = begun.elapsed();
+    println!("{losses} losses in {took:.1?}");
+    assert!(losses >= losses_min, "only {losses} losses were tried");
+    // On an idle machine it is a tenth of that.
+    assert!(took < Duration::from_secs(200), "it took {took:?}");
+}
+
+#[test]
+fn an_append_is_all_or_a_prefix() {
+    check(&scripts::append(), 8_000);
+}
+
+#[test]
+fn segments_follow_each_other_without_a_gap() {
+    check(&scripts::rotate(), 12_000);
+}
+
+#[test]
+fn a_checkpoint_is_the_old_state_or_the_new() {
+    check(&scripts::checkpoint(), 60_000);
+}
+
+#[test]
+fn an_installed_state_is_the_old_one_or_the_new() {
+    check(&scripts::install(), 250_000);
+}
+
+/// A disk that does not do what it is told is noticed, so a node that does not tell it would be.
+#[test]
+fn what_is_not_durable_in_time_is_noticed() {
+    let table = [
+        (Lie::NoSync("wal", ".tmp"), scripts::append()),
+        (Lie::NoSync("wal", ".wal"), scripts::append()),
+        (Lie::NoCut, scripts::append()),
+        (Lie::NoDirSync("var"), scripts::append()),
+        (Lie::NoDirSync("data"), scripts::append()),
+        (Lie::NoDirSync("member"), scripts::append()),
+        (Lie::NoDirSync("wal"), scripts::rotate()),
+        (Lie::NoDirSync("snap"), scripts::checkpoint()),
+        (Lie::NoSync("snap", ".db"), scripts::checkpoint()),
+        (Lie::NoSync("snap", ".snap"), scripts::checkpoint()),
+        (Lie::NoSync("snap", ".sha256"), scripts::checkpoint()),
+        (Lie::LateNames, scripts::checkpoint()),
+        (Lie::EarlyRelease, scripts::checkpoint()),
+        (Lie::NoDirSync("snap"), scripts::install()),
+        (Lie::NoSync("snap", ".db"), scripts::install()),
+        (Lie::NoSync("snap", ".snap"), scripts::install()),
+    ];
+    for (lie, scripts) in table {
+        let noticed = scripts.iter().find_map(|script| run(script, Some(lie)).err());
+        let violation = noticed.unwrap_or_else(|| panic!("nobody noticed {lie:?}"));
+        println!("{lie:?}: {}", violation.lines().next().expect("it says what"));
+    }
+}
