@@ -121,7 +121,7 @@ async fn open(config: &Config, host: &Host) -> Result<Opened, Failure> {
         let (storage, metadata, recovered) = Storage::open(config, host.disk.clone()).await?;
         let heard_nothing = recovered.last() == Index(0);
         // It stopped before anybody had told it who is there.
-        let remotes = if heard_nothing { find_cluster(config, host).await?.1 } else { Vec::new() };
+        let remotes = if heard_nothing { find_cluster(config, host, true).await?.1 } else { Vec::new() };
         return Ok(Opened { storage, metadata, recovered, remotes });
     }
     let (metadata, recovered, remotes) = match config.initial_cluster_state {
@@ -130,7 +130,7 @@ async fn open(config: &Config, host: &Host) -> Result<Opened, Failure> {
             (metadata, founding, Vec::new())
         }
         ClusterState::Existing => {
-            let (metadata, members) = find_cluster(config, host).await?;
+            let (metadata, members) = find_cluster(config, host, false).await?;
             (metadata, Recovered::default(), members)
         }
     };

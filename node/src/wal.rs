@@ -38,6 +38,8 @@ use crate::{
 
 /// Bytes of records that nobody waits for; beyond it they are written without being asked.
 const LAZY_BYTES_MAX: usize = 64 << 10;
+/// At a time, of what recovery writes once more.
+const REWRITE_BYTES: usize = 1 << 20;
 
 pub struct Wal {
     disk: Arc<dyn Disk>,
@@ -352,7 +354,9 @@ pub async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
     file.read_at(0, usize::try_from(length).map_err(io::Error::other)?).await
 }
 
-/// Leaves nothing but zeros behind `end`, up to the segment's size, and makes all of it durable.
+/// Leaves nothing but zeros behind `end`, up to the segment's size, and makes all of it durable. What stays is written
+/// once more, as it is: if the last process stopped over a sync that failed, the system shows bytes that are on no disk,
+/// and takes them for written; no sync would write them.
 async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> io::Result<()> {
     let dirty = bytes[end..].iter().any(|byte| *byte != 0);
     if dirty {
@@ -361,6 +365,9 @@ async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> i
     }
     if dirty || (bytes.len() as u64) < segment_bytes {
         file.allocate(segment_bytes.max(end as u64)).await?;
+    }
+    for (at, chunk) in (0..).step_by(REWRITE_BYTES).zip(bytes[..end].chunks(REWRITE_BYTES)) {
+        file.write_at(at, chunk.to_vec()).await?;
     }
     file.sync().await
 }

@@ -115,6 +115,8 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
     let cluster = Cluster::start(&cluster_options(&scenario), seed, &recorder, Plant::wrap(None, seed));
     tokio::spawn(write(cluster.clone()));
     let mut removed = 0;
+    // The executor remembers every task of a machine until that is restarted: those of a day go with it.
+    let operators = madsim::runtime::Handle::current().create_node().name("operators").build();
     for day in 1..=days {
         let begin = DAY * (day as u32 - 1);
         let mut schedule = Schedule::new(&scenario, seed.child("day", day));
@@ -131,11 +133,17 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
             links: [link(scenario.network.nodes); 2],
             end: begin + DAY - Duration::from_secs(600),
         };
-        let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
-        time.sleep_until(begin + DAY - Duration::from_secs(600)).await;
-        nemesis.heal().await;
-        removed += nemesis.tallies().iter().map(|tally| tally.fired).sum::<u64>();
-        drop(nemesis);
+        let replaced = {
+            let (cluster, recorder, time, end) = (cluster.clone(), recorder.clone(), time.clone(), setting.end);
+            operators.spawn(async move {
+                let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
+                time.sleep_until(end).await;
+                nemesis.heal().await;
+                nemesis.tallies().iter().map(|tally| tally.fired).sum::<u64>()
+            })
+        };
+        removed += replaced.await.expect("operators live through the day");
+        madsim::runtime::Handle::current().restart(operators.id());
         time.sleep_until(begin + DAY).await;
         let sample = count(day, removed, &cluster, &recorder);
         println!("{sample}");

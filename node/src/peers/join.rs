@@ -1,5 +1,6 @@
 //! How a member without data finds the cluster it was added to: it asks around for the members, until a list has its
-//! own URLs in it. A peer that lags behind does not know of the newcomer yet, so one answer proves nothing.
+//! own URLs in it. A peer that lags behind does not know of the newcomer yet, so one answer proves nothing; and if the
+//! newcomer takes the place of one that was removed, at the same URLs, the lagging peer still knows that one.
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,8 +20,8 @@ const ASK: Duration = Duration::from_secs(2);
 /// Between two rounds of asking.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Who this member is, and who the others are.
-pub async fn find_cluster(config: &Config, host: &Host) -> Result<(Metadata, Vec<Member>), Failure> {
+/// Who this member is, and who the others are. `has_run` says that it has data already, if not much.
+pub async fn find_cluster(config: &Config, host: &Host, has_run: bool) -> Result<(Metadata, Vec<Member>), Failure> {
     let own = sorted(&config.advertise_peer_urls);
     let others = config.initial_cluster.iter().flat_map(|founder| &founder.peer_urls).filter(|url| !own.contains(url));
     let others: Vec<_> = others.cloned().collect();
@@ -34,6 +35,11 @@ pub async fn find_cluster(config: &Config, host: &Host) -> Result<(Metadata, Vec
         for url in &others {
             match ask(host, url).await {
                 Ok((cluster, members)) => match members.iter().find(|member| sorted(&member.peer_urls) == own) {
+                    // Who has said its name has run, and has data. This may be one that was removed since.
+                    Some(member) if !member.name.is_empty() && !has_run => reasons.push(format!(
+                        "{url} knows the member {} with these URLs, but that one has started before",
+                        member.id
+                    )),
                     Some(member) => return Ok((Metadata { member: member.id, cluster }, members)),
                     None => reasons.push(format!("{url} knows no member with these URLs")),
                 },

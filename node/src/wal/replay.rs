@@ -13,6 +13,8 @@ pub struct Replay {
     hard_state: HardState,
     /// Where the entries begin, if a mark or the first entry told: the index right before them.
     before: Option<Index>,
+    /// Only the first entry told.
+    before_is_guessed: bool,
     entries: Vec<Entry>,
     /// Every mark that counts.
     marks: Vec<(Index, Term)>,
@@ -88,7 +90,16 @@ impl Replay {
         if self.open.as_ref().is_some_and(|open| entry.index <= open.mark.0.0) {
             self.forget_open_mark();
         }
-        let before = *self.before.get_or_insert(Index(entry.index.saturating_sub(1)));
+        // The segment that reading begins with may itself begin in the middle of a history that was taken back later,
+        // further than to its own beginning.
+        let goes_back = self.before_is_guessed
+            && self.before.is_some_and(|before| entry.index <= before.0)
+            && entry.index > self.hard_state.commit.0;
+        if self.before.is_none() || goes_back {
+            (self.before, self.before_is_guessed) = (Some(Index(entry.index.saturating_sub(1))), true);
+            self.entries.clear();
+        }
+        let before = self.before.expect("known by now");
         let last = self.last().expect("known by now");
         if entry.index <= before.0 || entry.index > last.0 + 1 {
             return Err(format!("entry {} follows entry {last}", entry.index));
@@ -112,6 +123,7 @@ impl Replay {
             self.before = Some(Index(0));
         } else if known != Some(mark.term) && !of_before {
             void = Some((self.before.replace(mark.index), std::mem::take(&mut self.entries)));
+            self.before_is_guessed = false;
         }
         let mark = (mark.index, mark.term);
         if mark.0 <= self.hard_state.commit {
@@ -206,6 +218,25 @@ mod tests {
             writer.entry(bytes, &entry(10));
         });
         assert_eq!(read(&counts, 9), Some((9, vec![10], counts.len())));
+    }
+
+    #[test]
+    fn a_history_that_was_taken_back_may_begin_before_the_segment() {
+        // What is read begins at 8; another leader wrote 7 anew, and a state stands in for all of it.
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(0);
+        writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(2) }, None);
+        writer.state(&mut bytes, state(6));
+        [8, 9, 7, 8].map(entry).iter().for_each(|entry| writer.entry(&mut bytes, entry));
+        let damaged = {
+            let (mut writer, mut bytes) = (writer.clone(), bytes.clone());
+            writer.entry(&mut bytes, &entry(6)); // that was committed
+            bytes
+        };
+        writer.snapshot(&mut bytes, &mark(20));
+        writer.state(&mut bytes, state(20));
+        assert_eq!(read(&bytes, 20), Some((20, vec![], bytes.len())));
+        assert!(Replay::default().segment(&damaged, true).is_err());
     }
 
     #[test]

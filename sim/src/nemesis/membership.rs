@@ -34,7 +34,7 @@ impl Inner {
     ) -> u64 {
         let member = self.cluster.member(victim);
         self.cluster.allow_exit(victim, REMOVED);
-        let mut effects = 0;
+        let (mut effects, mut settled) = (0, false);
         if self.remove(planned, member, end).await {
             let away = (end - self.time.now()) / 2;
             let back = self.time.now() + away;
@@ -45,9 +45,13 @@ impl Inner {
                 effects += u64::from(self.cluster.exit(victim).is_some_and(|exit| exit.kind == ExitKind::Removed));
             }
             self.time.sleep_until(back).await;
-            effects += u64::from(self.settle_in(victim, arrival, end).await);
+            settled = self.settle_in(victim, arrival, end).await;
+            effects += u64::from(settled);
         }
-        self.cluster.forbid_exit(victim, REMOVED);
+        // What was asked for in vain may yet come about, until the cluster is completed.
+        if settled {
+            self.cluster.forbid_exit(victim, REMOVED);
+        }
         effects
     }
 
@@ -57,8 +61,9 @@ impl Inner {
         let leaves = self.time.now() + (end - self.time.now()) * 3 / 4;
         let joined = self.settle_in(guest, arrival, leaves).await;
         self.time.sleep_until(leaves).await;
-        self.see_off(planned, guest, end).await;
-        self.cluster.forbid_exit(guest, REMOVED);
+        if self.see_off(planned, guest, end).await {
+            self.cluster.forbid_exit(guest, REMOVED);
+        }
         u64::from(joined)
     }
 
