@@ -58,7 +58,7 @@ struct Sample {
     disk_bytes: u64,
     /// Entries that are held in memory.
     tail: u64,
-    /// Of the whole simulation.
+    /// Of the whole simulation, but for what is on its disks.
     memory_bytes: u64,
 }
 
@@ -115,9 +115,9 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
     let cluster = Cluster::start(&cluster_options(&scenario), seed, &recorder, Plant::wrap(None, seed));
     tokio::spawn(write(cluster.clone()));
     let mut removed = 0;
-    // The executor remembers every task of a machine until that is restarted: those of a day go with it.
-    let operators = madsim::runtime::Handle::current().create_node().name("operators").build();
     for day in 1..=days {
+        // The executor remembers every task of a machine until that is killed: those of a day go with it.
+        let operators = madsim::runtime::Handle::current().create_node().name("operators").build();
         let begin = DAY * (day as u32 - 1);
         let mut schedule = Schedule::new(&scenario, seed.child("day", day));
         for planned in &mut schedule.faults {
@@ -143,7 +143,7 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
             })
         };
         removed += replaced.await.expect("operators live through the day");
-        madsim::runtime::Handle::current().restart(operators.id());
+        madsim::runtime::Handle::current().kill(operators.id());
         time.sleep_until(begin + DAY).await;
         let sample = count(day, removed, &cluster, &recorder);
         println!("{sample}");
@@ -167,7 +167,7 @@ fn count(day: u64, removed: u64, cluster: &Cluster, recorder: &Recorder) -> Samp
         files: disks().map(|disk| disk.files()).sum(),
         disk_bytes: disks().map(|disk| disk.used()).sum(),
         tail: cluster.numbers().map(|number| recorder.tail(number)).sum(),
-        memory_bytes: memory::used() as u64,
+        memory_bytes: memory::used() as u64 - disks().map(|disk| disk.held()).sum::<u64>(),
     }
 }
 

@@ -101,7 +101,7 @@ impl Inner {
         self.cluster.allow_exit(victim, RUINED);
         self.recorder.record(Event::Tampered { node: victim });
         self.disk(victim).misdirect(1, paths(Files::Log), paths(Files::All), &mut rng);
-        let half = self.time.now() + (end - self.time.now()) / 2;
+        let half = self.time.now() + end.saturating_sub(self.time.now()) / 2;
         self.time.sleep_until(half).await;
         self.disk(victim).disarm();
         self.tampered(planned, victim, end, || {}).await;
@@ -113,9 +113,9 @@ impl Inner {
     /// may have been needed for that; and not while its forgotten votes may still decide an election.
     pub(super) async fn stale_disk(&self, planned: &Planned, victim: NodeNumber, end: Duration) -> u64 {
         let image = self.disk(victim).image();
-        let third = (end - self.time.now()) / 3;
+        let third = end.saturating_sub(self.time.now()) / 3;
         self.time.sleep_until(self.time.now() + third).await;
-        let latest = end - third;
+        let latest = end.saturating_sub(third);
         while !self.recorder.is_dispensable(victim) || !self.cluster.is_running(victim) {
             if self.time.now() >= latest {
                 return 0;

@@ -36,7 +36,7 @@ impl Inner {
         self.cluster.allow_exit(victim, REMOVED);
         let (mut effects, mut settled) = (0, false);
         if self.remove(planned, member, end).await {
-            let away = (end - self.time.now()) / 2;
+            let away = end.saturating_sub(self.time.now()) / 2;
             let back = self.time.now() + away;
             self.await_exit(victim, back.min(self.time.now() + FAREWELL)).await;
             if keep_data && self.cluster.exit(victim).is_some() {
@@ -58,7 +58,7 @@ impl Inner {
     /// Returns 1 if the machine joined.
     pub(super) async fn join(&self, planned: &Planned, guest: NodeNumber, arrival: Arrival, end: Duration) -> u64 {
         self.cluster.allow_exit(guest, REMOVED);
-        let leaves = self.time.now() + (end - self.time.now()) * 3 / 4;
+        let leaves = self.time.now() + end.saturating_sub(self.time.now()) * 3 / 4;
         let joined = self.settle_in(guest, arrival, leaves).await;
         self.time.sleep_until(leaves).await;
         if self.see_off(planned, guest, end).await {
@@ -72,7 +72,7 @@ impl Inner {
         let (member, own) = (self.cluster.member(victim), peer_url(victim));
         let alias = own.replace(":2380", ":2390");
         let urls = |urls: &[&str]| urls.iter().map(|url| Text::from(*url)).collect::<Vec<_>>();
-        let back = self.time.now() + (end - self.time.now()) / 2;
+        let back = self.time.now() + end.saturating_sub(self.time.now()) / 2;
         let more = Change::Update { member, urls: urls(&[&own, &alias]) };
         let first = self.achieve(planned, more, back).await;
         self.time.sleep_until(back).await;

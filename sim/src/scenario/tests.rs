@@ -72,15 +72,15 @@ fn mistakes_of_one_field() {
         "nemesis = { kind = 'kill' }",
         "expect.must_reach = 'disk_stalled'",
     ];
-    insta::assert_snapshot!(story(CLAIM, &texts, ""), @r"
+    insta::assert_snapshot!(story(CLAIM, &texts, ""), @"
     colour = 'red'
-    x.toml:2: colour: unknown field; one of claim, run_ms, settle_ms, cluster, network, disk, clock, workload, nemesis, expect, laws
+    x.toml:2: colour: unknown field; one of claim, swarm, run_ms, settle_ms, cluster, network, disk, clock, workload, nemesis, expect, laws
 
 
     [cluster]
     nodes = 3
     node = 4
-    x.toml:5: cluster.node: unknown field; one of nodes, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
+    x.toml:5: cluster.node: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
 
     cluster.nodes = 8
     x.toml:2: cluster.nodes = 8: expected a whole number from 1 to 7
@@ -164,7 +164,7 @@ fn mistakes_that_take_two_fields() {
     x.toml:2: expect.must_fire = ['kill']: there is no nemesis "kill"; expected nothing
 
     expect.must_reach = ['disc_stalled']
-    x.toml:2: expect.must_reach = ['disc_stalled']: there is no event "disc_stalled"; expected some of recovered, role_changed, proposed, appended, persist_started, persisted, sent, received, committed, applied, acknowledged, refused, read_confirmed, segment_started, peer_connected, peer_lost, disk_stalled, serving, stopped, log_restarted, configuration_applied, snapshot_installed, snapshot_sent, snapshot_reported, snapshot_received, snapshot_rejected, log_cut, checkpoint_started, checkpoint_done, checkpoint_dropped, segment_removed, handing_over, removed
+    x.toml:2: expect.must_reach = ['disc_stalled']: there is no event "disc_stalled"; expected some of recovered, role_changed, proposed, appended, change_appended, persist_started, persisted, sent, received, committed, applied, acknowledged, refused, read_confirmed, segment_started, peer_connected, peer_lost, disk_stalled, serving, stopped, log_restarted, configuration_applied, snapshot_installed, snapshot_sent, snapshot_reported, snapshot_received, snapshot_rejected, log_cut, checkpoint_started, checkpoint_done, checkpoint_dropped, segment_removed, handing_over, removed
 
     laws.recovery_ms = 16_000
     x.toml:2: laws.recovery_ms = 16_000: expected at most settle_ms = 15000
@@ -189,20 +189,20 @@ fn mistakes_of_a_nemesis() {
     let prefix = format!("{CLAIM}nemesis = [{{ ");
     insta::assert_snapshot!(story(&prefix, &texts, " }]"), @r#"
     on = 'leader'
-    x.toml:2: nemesis.kind: missing; expected one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump: what is done
+    x.toml:2: nemesis.kind: missing; expected one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal: what is done
 
     kind = 'powerloss', on = 'leader', tron = true
-    x.toml:2: nemesis.kind = 'powerloss': unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump
+    x.toml:2: nemesis.kind = 'powerloss': unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
 
     kind = 'kill'
     x.toml:2: nemesis.for_ms: missing; expected a whole number from 1 to 3600000, or [least, most]: how long it lasts each time, in milliseconds
     x.toml:2: nemesis.every_ms: missing; expected every_ms = a whole number, or at_ms = a list of times
 
     kind = 'kill', every_ms = 5_000, for_ms = 1_000, torn = true
-    x.toml:2: nemesis.torn: unknown field; one of kind, name, on, for_ms, keep_quorum, every_ms, from_ms, until_ms, at_ms
+    x.toml:2: nemesis.torn: unknown field; one of kind, name, on, for_ms, keep_quorum, every_ms, from_ms, until_ms, at_ms, when, by, times
 
     kind = 'kill', every_ms = 9_000, for_ms = 1, on = 'n8'
-    x.toml:2: nemesis.on = 'n8': unknown; one of leader, follower, any, all, rolling, n1, n2, n3, n4, n5, n6, n7
+    x.toml:2: nemesis.on = 'n8': unknown; one of leader, follower, any, all, rolling, learner, spare, n1, n2, n3, n4, n5, n6, n7
 
     kind = 'kill', every_ms = 9_000, for_ms = 1, on = 'n4'
     x.toml:2: nemesis.on = 'n4': expected a node of the cluster, up to n3
@@ -340,10 +340,10 @@ fn all_mistakes_are_told_at_once() {
     x.toml:2: claim = "Whatever": expected one sentence that ends with a full stop
     x.toml:3: run_ms = "long": expected a whole number from 60000 to 86400000
     x.toml:6: cluster.nodes = 9: expected a whole number from 1 to 7
-    x.toml:7: cluster.heart: unknown field; one of nodes, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
-    x.toml:11: nemesis.on = "everyone": unknown; one of leader, follower, any, all, rolling, n1, n2, n3, n4, n5, n6, n7
+    x.toml:7: cluster.heart: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
+    x.toml:11: nemesis.on = "everyone": unknown; one of leader, follower, any, all, rolling, learner, spare, n1, n2, n3, n4, n5, n6, n7
     x.toml:13: nemesis.for_ms = 0: expected a whole number from 1 to 3600000, or [least, most]
-    x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump
+    x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
     x.toml:18: nemesis.extra_ms: missing; expected a whole number from 1 to 60000, or [least, most]: how much longer everything is under way, in milliseconds
     x.toml:21: nemesis.every_ms = "often": expected a whole number from 1 to 86400000
     "#);
