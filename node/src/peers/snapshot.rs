@@ -175,8 +175,18 @@ pub async fn take(context: &Context, body: Incoming, checksum: bool) -> (StatusC
     if context.receiving.swap(true, Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "another snapshot is being received\n".into());
     }
-    let result = take_in(context, body, checksum).await;
-    context.receiving.store(false, Relaxed);
+    // In a task of its own: when its connection breaks a request is dropped wherever it stands, and this would receive
+    // for ever, and leave its file behind.
+    let own = context.clone();
+    let taking = tokio::spawn(async move {
+        let result = take_in(&own, body, checksum).await;
+        own.receiving.store(false, Relaxed);
+        answer(&own, result)
+    });
+    taking.await.unwrap_or_else(|_| (StatusCode::INTERNAL_SERVER_ERROR, "the member is about to end\n".into()))
+}
+
+fn answer(context: &Context, result: Result<(Message, State), ReceiveError>) -> (StatusCode, String) {
     match result {
         Ok((message, state)) => {
             context.handle.push(Item::Snapshot { message, state });

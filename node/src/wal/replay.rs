@@ -225,8 +225,7 @@ mod tests {
         // What is read begins at 8; another leader wrote 7 anew, and a state stands in for all of it.
         let mut bytes = Vec::new();
         let mut writer = Writer::new(0);
-        writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(2) }, None);
-        writer.state(&mut bytes, state(6));
+        writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(2) }, Some(state(6)));
         [8, 9, 7, 8].map(entry).iter().for_each(|entry| writer.entry(&mut bytes, entry));
         let damaged = {
             let (mut writer, mut bytes) = (writer.clone(), bytes.clone());

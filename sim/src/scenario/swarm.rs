@@ -56,8 +56,8 @@ pub fn draw(seed: u64) -> String {
     );
     let faults = faults(draw, nodes, spares);
     let _ = writeln!(text, "nemesis = [\n{}\n]", faults.join(",\n"));
-    // What comes of so much trouble cannot be told in advance: a little must.
-    let under_fault_min = u8::from(!faults.is_empty());
+    // What comes of so much trouble cannot be told in advance: a little must, if somebody is left meanwhile.
+    let under_fault_min = u8::from(!faults.is_empty() && nodes >= 3);
     let _ =
         writeln!(text, "expect = {{ acknowledged_min = 300, under_fault_min = {under_fault_min}, must_fire = [] }}");
     text
