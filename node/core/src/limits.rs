@@ -37,7 +37,12 @@ pub const PROPOSALS_WAITING_MAX: usize = 20_000;
 /// Bytes of applied entries that are kept in memory for followers a little behind. The rest of the log goes: who needs
 /// more gets the state.
 pub const TAIL_BYTES: u64 = 8 << 20;
-/// As leader, keep up to so many times as much for followers that are alive but not there yet.
+/// Of a small state the tail is no more than one part in so many, though it may always have `TAIL_BYTES_MIN`: to send
+/// the state is cheap then.
+pub const TAIL_STATE_SHARE: u64 = 16;
+pub const TAIL_BYTES_MIN: u64 = 1 << 20;
+/// As leader, keep up to so many times as much for followers that are alive but not there yet: of a small state as much
+/// as the state itself.
 pub const TAIL_HELD_FACTOR: u64 = 16;
 /// Learners that a cluster may have. etcd's default. One more: "too many learner members".
 pub const LEARNERS_MAX: usize = 1;
@@ -106,5 +111,6 @@ const _: () = assert!((APPEND_BYTES_MAX as usize + REQUEST_BYTES_MAX) * 2 < PEER
 const _: () = assert!(REQUEST_BYTES_MAX + (1 << 10) < RECORD_BYTES_MAX);
 // A queue must hold at least what may be in flight to one follower when requests are small.
 const _: () = assert!(PEER_QUEUE_BYTES_MAX as u64 > APPEND_BYTES_MAX * 4);
+const _: () = assert!(TAIL_BYTES_MIN <= TAIL_BYTES);
 const _: () = assert!(ELECTION_MS >= 5 * HEARTBEAT_MS);
 const _: () = assert!(HANDSHAKE_SHARE_MS <= HANDSHAKE_MS);

@@ -1,6 +1,4 @@
 //! Core's answers as etcd's messages.
-use std::sync::Arc;
-
 use bytes::Bytes;
 use detcd_core::{
     machine::{OpResponse, Response},
@@ -13,8 +11,8 @@ pub fn key_value(record: &Record) -> KeyValue {
     record.to_proto()
 }
 
-fn key_values(records: &[Arc<Record>]) -> Vec<KeyValue> {
-    records.iter().map(|record| key_value(record)).collect()
+fn key_values(records: &[Record]) -> Vec<KeyValue> {
+    records.iter().map(key_value).collect()
 }
 
 pub fn range(header: Option<pb::ResponseHeader>, result: RangeResult, keys_only: bool) -> pb::RangeResponse {
@@ -25,11 +23,11 @@ pub fn range(header: Option<pb::ResponseHeader>, result: RangeResult, keys_only:
     pb::RangeResponse { header, kvs, more: result.more, count: result.count }
 }
 
-pub fn put(header: Option<pb::ResponseHeader>, previous: Option<Arc<Record>>) -> pb::PutResponse {
+pub fn put(header: Option<pb::ResponseHeader>, previous: Option<Record>) -> pb::PutResponse {
     pb::PutResponse { header, prev_kv: previous.map(|record| key_value(&record)) }
 }
 
-pub fn delete(header: Option<pb::ResponseHeader>, deleted: i64, previous: Vec<Arc<Record>>) -> pb::DeleteRangeResponse {
+pub fn delete(header: Option<pb::ResponseHeader>, deleted: i64, previous: Vec<Record>) -> pb::DeleteRangeResponse {
     pb::DeleteRangeResponse { header, deleted, prev_kvs: key_values(&previous) }
 }
 

@@ -140,13 +140,13 @@ fn convert_create(create: WatchCreateRequest) -> Create {
 }
 
 fn convert_event(event: &Event) -> mvccpb::Event {
-    let prev_kv = event.previous.as_ref().map(|record| key_value(record));
+    let prev_kv = event.previous.as_ref().map(key_value);
     let record = &event.record;
     if !record.is_tombstone() {
         return mvccpb::Event { r#type: mvccpb::event::EventType::Put as i32, kv: Some(key_value(record)), prev_kv };
     }
     let kv = mvccpb::KeyValue {
-        key: Bytes::copy_from_slice(&record.key),
+        key: Bytes::copy_from_slice(record.key()),
         mod_revision: record.modified().0,
         ..Default::default()
     };

@@ -61,9 +61,9 @@ impl Leases {
     }
 
     /// `key`, which no lease holds, goes to a lease, if there is one of that name.
-    pub(crate) fn attach(&mut self, key: &Key, to: LeaseId) {
+    pub(crate) fn attach(&mut self, key: &[u8], to: LeaseId) {
         if let Some(lease) = self.by_id.get_mut(&to) {
-            lease.keys.insert(key.clone());
+            lease.keys.insert(Key::from(key));
         }
     }
 

@@ -4,7 +4,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::membership::Membership;
 use crate::{
-    mvcc::Record,
+    mvcc::{Fields, Record},
     types::{Digest, Index},
 };
 
@@ -35,13 +35,14 @@ impl Rolling {
     }
 
     pub fn record(&mut self, record: &Record) {
-        self.number(record.position.main as u64)
-            .number(record.position.sub as u64)
-            .number(record.created.0 as u64)
-            .number(record.version as u64)
-            .number(record.lease.0 as u64)
-            .bytes(&record.key)
-            .bytes(&record.value);
+        let Fields { key, value, position, created, version, lease, .. } = record.fields();
+        self.number(position.main as u64)
+            .number(position.sub as u64)
+            .number(created.0 as u64)
+            .number(version as u64)
+            .number(lease.0 as u64)
+            .bytes(key)
+            .bytes(value);
     }
 
     pub fn membership(&mut self, membership: &Membership) {

@@ -62,7 +62,7 @@ pub struct Outcome {
     /// The store's revision after it.
     pub revision: Revision,
     /// What it changed in the store, in order: at most one revision's worth.
-    pub changes: Vec<Arc<Record>>,
+    pub changes: Vec<Record>,
 }
 
 impl Machine {
@@ -145,7 +145,7 @@ impl Machine {
         &mut self,
         command: Command,
         serving: bool,
-        changes: &mut Vec<Arc<Record>>,
+        changes: &mut Vec<Record>,
         rolling: &mut Rolling,
     ) -> Result<Response, Refusal> {
         match command {
@@ -183,7 +183,7 @@ impl Machine {
     fn write(
         &mut self,
         serving: bool,
-        changes: &mut Vec<Arc<Record>>,
+        changes: &mut Vec<Record>,
         run: impl FnOnce(&mut Apply<'_>) -> Result<Response, Refusal>,
     ) -> Result<Response, Refusal> {
         let mut apply = Apply { writer: self.store.write(), leases: &mut self.leases, serving };
@@ -194,7 +194,7 @@ impl Machine {
     }
 
     /// The lease's keys die in one revision, in order.
-    fn revoke(&mut self, id: LeaseId, changes: &mut Vec<Arc<Record>>) -> Result<Response, Refusal> {
+    fn revoke(&mut self, id: LeaseId, changes: &mut Vec<Record>) -> Result<Response, Refusal> {
         let keys = self.leases.revoke(id)?;
         let mut writer = self.store.write();
         for key in keys {

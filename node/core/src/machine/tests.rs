@@ -32,7 +32,7 @@ fn run(commands: Vec<Command>) -> (Machine, Outcome) {
 }
 
 fn value<'a>(machine: &'a Machine, key: &str) -> Option<&'a [u8]> {
-    machine.store.get(key.as_bytes()).map(|record| &record.value[..])
+    machine.store.get(key.as_bytes()).map(|record| record.value())
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn a_deletion_then_a_put_in_one_transaction_makes_the_key_anew() {
         Txn { success: vec![Op::Delete(delete("b", RangeEnd::Unbounded)), Op::Put(put("c", "new"))], ..Txn::default() };
     let (machine, _) = run(vec![Command::Put(put("c", "old")), Command::Txn(txn)]);
     let record = machine.store.get(b"c").unwrap();
-    assert_eq!((record.version, record.created, &record.value[..]), (1, Revision(3), &b"new"[..]));
+    assert_eq!((record.version(), record.created(), record.value()), (1, Revision(3), &b"new"[..]));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn operations_see_the_writes_before_them_and_share_a_revision() {
     assert_eq!(responses.iter().map(|r| r.revision.0).collect::<Vec<_>>(), [1, 2, 2]);
     let Response::Txn { responses: inner, .. } = &responses[2].response else { panic!() };
     let Response::Range { result, .. } = &inner[1].response else { panic!() };
-    assert_eq!(&result.records[0].value[..], b"1");
+    assert_eq!(result.records[0].value(), b"1");
     assert_eq!(outcome.changes.len(), 2);
     assert_eq!(machine.store.revision(), Revision(2));
 }
@@ -115,7 +115,7 @@ fn a_revoked_lease_takes_its_keys_along_in_one_revision() {
         leased("c"),
         Command::LeaseRevoke { id: LeaseId(-7) },
     ]);
-    let dead: Vec<_> = outcome.changes.iter().map(|record| &record.key[..]).collect();
+    let dead: Vec<_> = outcome.changes.iter().map(|record| record.key()).collect();
     assert_eq!(dead, [b"a", b"c"]);
     assert_eq!(value(&machine, "b"), Some(&b"free"[..]));
     assert_eq!(machine.store.revision(), Revision(6));

@@ -14,7 +14,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
     Put {
-        previous: Option<Arc<Record>>,
+        previous: Option<Record>,
     },
     Range {
         result: RangeResult,
@@ -22,7 +22,7 @@ pub enum Response {
     },
     Delete {
         deleted: i64,
-        previous: Vec<Arc<Record>>,
+        previous: Vec<Record>,
     },
     Txn {
         succeeded: bool,
@@ -87,12 +87,12 @@ fn holds(store: &Store, compare: &Compare) -> bool {
 fn related(record: Option<&Record>, compare: &Compare) -> bool {
     let number = |of: fn(&Record) -> i64, than: i64| record.map_or(0, of).cmp(&than);
     let order = match &compare.operand {
-        Operand::Version(than) => number(|record| record.version, *than),
-        Operand::Created(than) => number(|record| record.created.0, *than),
+        Operand::Version(than) => number(Record::version, *than),
+        Operand::Created(than) => number(|record| record.created().0, *than),
         Operand::Modified(than) => number(|record| record.modified().0, *than),
-        Operand::Lease(than) => number(|record| record.lease.0, *than),
+        Operand::Lease(than) => number(|record| record.lease().0, *than),
         Operand::Value(than) => match record {
-            Some(record) => record.value.cmp(than),
+            Some(record) => record.value().cmp(than),
             None => return false,
         },
     };
@@ -194,10 +194,10 @@ impl Apply<'_> {
     fn write(&mut self, put: &Put) -> Response {
         let old = if put.ignore_value || put.ignore_lease { self.writer.store().get(&put.key).cloned() } else { None };
         let kept = || old.as_ref().expect("ignore_* of a missing key is refused before");
-        let value = if put.ignore_value { kept().value.clone() } else { put.value.clone() };
-        let lease = if put.ignore_lease { kept().lease } else { put.lease };
-        let previous = self.writer.put(put.key.clone(), value, lease);
-        let before = previous.as_ref().map_or(LeaseId(0), |record| record.lease);
+        let value = if put.ignore_value { kept().value() } else { &put.value };
+        let lease = if put.ignore_lease { kept().lease() } else { put.lease };
+        let previous = self.writer.put(&put.key, value, lease);
+        let before = previous.as_ref().map_or(LeaseId(0), Record::lease);
         self.leases.move_key(&put.key, before, lease);
         Response::Put { previous: previous.filter(|_| put.previous) }
     }
@@ -205,7 +205,7 @@ impl Apply<'_> {
     pub fn delete(&mut self, delete: &Delete) -> Response {
         let dead = self.writer.delete(&delete.range);
         for record in &dead {
-            self.leases.move_key(&record.key, record.lease, LeaseId(0));
+            self.leases.move_key(record.key(), record.lease(), LeaseId(0));
         }
         Response::Delete { deleted: dead.len() as i64, previous: if delete.previous { dead } else { Vec::new() } }
     }

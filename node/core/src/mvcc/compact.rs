@@ -1,5 +1,5 @@
 //! Forgetting history, and the hash over what is left.
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Bound};
 
 use super::{Position, Record, Store};
 use crate::{error::Refusal, types::Revision};
@@ -19,14 +19,14 @@ impl Store {
             return Err(Refusal::FutureRevision);
         }
         // The last compaction may have kept deletions at its own revision: begin there.
-        let window = Position::start_of(self.compacted)..Position::start_of(Revision(revision.0 + 1));
-        let recent: Vec<_> = self.log.range(window).map(|(_, record)| record.clone()).collect();
+        let first = Bound::Included(Position::start_of(self.compacted));
+        let recent: Vec<_> = self.log.range(first, up_to(revision)).cloned().collect();
         for record in recent {
-            self.forget(record.previous);
+            self.forget(record.previous());
             if record.is_tombstone() && record.modified() < revision {
-                self.forget(record.position);
-                if self.keys.get(&record.key).is_some_and(|newest| newest.position == record.position) {
-                    self.keys.remove(&record.key);
+                self.forget(*record.position());
+                if self.keys.get(record.key()).is_some_and(|newest| newest.position() == record.position()) {
+                    self.keys.remove(record.key());
                 }
             }
         }
@@ -45,15 +45,15 @@ impl Store {
     pub fn hash(&self, revision: Revision) -> Result<u32, Refusal> {
         self.check_revision(revision)?;
         let last = if revision.0 <= 0 { self.revision } else { revision };
-        let rows = || self.log.range(..Position::start_of(Revision(last.0 + 1))).map(|(_, record)| record);
+        let rows = || self.log.range(Bound::Unbounded, up_to(last));
         let first = Position::start_of(Revision(self.compacted.0 + 1));
-        let window = rows().rev().take_while(|record| record.position >= first);
-        let outdated: BTreeSet<_> = window.map(|record| record.previous).filter(|old| *old < first).collect();
+        let window = rows().rev().take_while(|record| *record.position() >= first);
+        let outdated: BTreeSet<_> = window.map(|record| record.previous()).filter(|old| *old < first).collect();
         // etcd leaves nothing out when a compaction would leave nothing.
         let spare = outdated.is_empty() || !self.any_live_at(last);
-        let counts = |record: &&Arc<Record>| {
+        let counts = |record: &&Record| {
             let dead = record.is_tombstone() && record.modified() == self.compacted;
-            !dead && (spare || !outdated.contains(&record.position))
+            !dead && (spare || !outdated.contains(record.position()))
         };
         let mut value = Vec::new();
         Ok(rows().filter(counts).fold(crc32c::crc32c(b"key"), |crc, record| {
@@ -66,12 +66,17 @@ impl Store {
     /// Whether any key lives at `revision`. Looks back to the newest version that is none's deletion.
     fn any_live_at(&self, revision: Revision) -> bool {
         let mut dead = BTreeSet::new();
-        let mut newest = self.log.range(..Position::start_of(Revision(revision.0 + 1))).rev().map(|(_, record)| record);
+        let mut newest = self.log.range(Bound::Unbounded, up_to(revision)).rev();
         newest.any(|record| {
             if record.is_tombstone() {
-                dead.insert(&record.key);
+                dead.insert(record.key());
             }
-            !dead.contains(&record.key)
+            !dead.contains(record.key())
         })
     }
+}
+
+/// The end of what happened at `revision`.
+fn up_to(revision: Revision) -> Bound<Position> {
+    Bound::Excluded(Position::start_of(Revision(revision.0 + 1)))
 }

@@ -5,20 +5,12 @@
 //! costs no more, gives the keys in the order in which a map is built fast, and no choice of keys makes it slow.
 //!
 //! Invariants:
-//! - Each value is copied once, out of the row; a key's bytes are kept once for all of its versions.
 //! - After the last compaction a key's history must be whole: each version continues the one before it. Of what is
 //!   older, rows that a compaction should have removed may be left over, for etcd compacts in the background and may
 //!   stop halfway; they are left out here.
-use std::sync::Arc;
-
-use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
-
-use super::{Key, Position, Record, RowKey, RowValue, Store};
+use super::{Fields, Position, Record, RowKey, RowValue, Store};
 use crate::types::Revision;
 
-/// Recent rows in which a row's key is looked for, so that it need not be allocated again. A power of two.
-const RECENT: usize = 1 << 14;
 /// Rows this few are sorted by whole keys.
 const RUN_FEW: usize = 16;
 /// Bytes of a key that are compared at once.
@@ -29,9 +21,7 @@ const PREFIX_MAX: usize = 1 << 11;
 #[derive(Debug, Default)]
 pub struct Loader {
     /// In the order of history.
-    records: Vec<Arc<Record>>,
-    /// By a part of a key's hash: the rest of it, and the place of the record that had it last. Only spares memory.
-    recent: Vec<Option<(u32, u32)>>,
+    records: Vec<Record>,
 }
 
 /// A row that does not fit in with the rest.
@@ -45,47 +35,27 @@ impl Loader {
     /// Rows come in the order of their keys, which is that of history.
     pub fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let (position, tombstone) = RowKey::parse(key)?;
-        if self.records.last().is_some_and(|last| last.position >= position) {
+        if self.records.last().is_some_and(|last| *last.position() >= position) {
             return Err("it does not come after the row before it".into());
         }
         let row = RowValue::parse(value)?;
         check(position, tombstone, &row)?;
-        let record = Record {
-            key: self.shared_key(row.key),
-            value: Bytes::copy_from_slice(row.value),
-            position,
-            created: row.created,
-            version: row.version,
-            lease: row.lease,
-            previous: Position::default(),
-        };
-        self.records.push(Arc::new(record));
+        let RowValue { key, created, version, value, lease, .. } = row;
+        let previous = Position::default();
+        self.records.push(Record::new(&Fields { key, value, position, created, version, lease, previous }));
         Ok(())
-    }
-
-    fn shared_key(&mut self, key: &[u8]) -> Key {
-        if self.recent.is_empty() {
-            self.recent = vec![None; RECENT];
-        }
-        let hash = xxh3_64(key);
-        let (recent, rest) = (&mut self.recent[hash as usize % RECENT], (hash >> 32) as u32);
-        let alike = recent.filter(|(other, _)| *other == rest).map(|(_, at)| &self.records[at as usize].key);
-        let shared = alike.filter(|known| known[..] == *key).cloned();
-        *recent = Some((rest, u32::try_from(self.records.len()).expect("memory holds fewer rows")));
-        shared.unwrap_or_else(|| Key::from(key))
     }
 
     /// The store that had these rows after a compaction at `compacted`; 0 if there was none.
     pub fn finish(self, compacted: Revision) -> Result<Store, Misfit> {
-        let last = self.records.last().map_or(1, |record| record.position.main);
+        let last = self.records.last().map_or(1, |record| record.modified().0);
         let revision = Revision(last.max(compacted.0));
         let mut assembly = Assembly {
             outdated: vec![false; self.records.len()],
             records: self.records,
             store: Store { compacted, revision, ..Store::default() },
         };
-        let slot =
-            |(at, record): (usize, &Arc<Record>)| Slot { head: 0, at: at as u32, length: record.key.len() as u32 };
+        let slot = |(at, record): (usize, &Record)| Slot { head: 0, at: at as u32, length: record.key().len() as u32 };
         let mut slots: Vec<_> = assembly.records.iter().enumerate().map(slot).collect();
         assembly.keys(&mut slots, 0)?;
         drop(slots);
@@ -95,7 +65,7 @@ impl Loader {
 
 /// A store that is being built.
 struct Assembly {
-    records: Vec<Arc<Record>>,
+    records: Vec<Record>,
     /// By place among the records: whether the compaction left it out.
     outdated: Vec<bool>,
     store: Store,
@@ -139,23 +109,18 @@ impl Assembly {
         Ok(())
     }
 
-    fn key(&self, slot: &Slot) -> &Key {
-        &self.records[slot.at as usize].key
+    fn key(&self, slot: &Slot) -> &[u8] {
+        self.records[slot.at as usize].key()
     }
 
     /// Links the versions of one key, and enters the newest that the compaction leaves. Keys come in their order.
     fn link(&mut self, versions: &[Slot]) -> Result<(), Misfit> {
         let compacted = self.store.compacted;
-        let key = (versions.len() > 1).then(|| self.key(&versions[0]).clone());
         let mut before: Option<(u32, Standing)> = None;
         for slot in versions {
-            let record = Arc::get_mut(&mut self.records[slot.at as usize]);
-            let record = record.expect("nobody else holds it before the store is built");
-            if let Some(key) = &key {
-                record.key = key.clone();
-            }
+            let record = &mut self.records[slot.at as usize];
             if let Some((_, standing)) = &before {
-                record.previous = standing.position;
+                record.set_previous(standing.position);
             }
             let standing = Standing::of(record);
             if record.modified() > compacted {
@@ -170,7 +135,7 @@ impl Assembly {
         let newest = versions.last().expect("a key has versions").at as usize;
         if !self.outdated[newest] {
             let newest = self.records[newest].clone();
-            self.store.keys.insert(newest.key.clone(), newest);
+            self.store.keys.insert(newest);
         }
         Ok(())
     }
@@ -180,7 +145,7 @@ impl Assembly {
         let left = self.records.into_iter().zip(self.outdated).filter(|(_, outdated)| !outdated);
         for (record, _) in left {
             self.store.bytes += record.stored_bytes();
-            self.store.log.insert(record.position, record);
+            self.store.log.insert(record);
         }
         self.store
     }
@@ -197,7 +162,8 @@ struct Standing {
 
 impl Standing {
     fn of(record: &Record) -> Standing {
-        Standing { position: record.position, created: record.created, version: record.version }
+        let Fields { position, created, version, .. } = record.fields();
+        Standing { position, created, version }
     }
 }
 
@@ -230,7 +196,7 @@ fn check_link(record: &Record, before: Option<Standing>) -> Result<(), &'static 
         if alive.is_some() { Ok(()) } else { Err("it deletes a key that does not exist") }
     } else {
         let (created, version) = alive.map_or((record.modified(), 1), |alive| (alive.created, alive.version + 1));
-        if (record.created, record.version) == (created, version) {
+        if (record.created(), record.version()) == (created, version) {
             Ok(())
         } else {
             Err("its creation and version do not continue the key's history")
@@ -253,6 +219,7 @@ fn head(key: &[u8], depth: usize) -> u128 {
 mod tests {
     use std::collections::BTreeMap;
 
+    use bytes::Bytes;
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -262,7 +229,7 @@ mod tests {
     };
 
     fn rows(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let row = |record: &Arc<Record>| {
+        let row = |record: &Record| {
             let mut value = Vec::new();
             record.put_row_value(&mut value);
             (record.row_key().to_vec(), value)
@@ -282,15 +249,14 @@ mod tests {
 
     /// Revision, place, kind and rest of a row: "p" for a put with creation and version, "d" for a deletion.
     fn row(main: i64, key: &str, created: i64, version: i64) -> (Vec<u8>, Vec<u8>) {
-        let record = Record {
-            key: Key::from(key.as_bytes()),
-            value: if version == 0 { Bytes::new() } else { "v".into() },
+        let record = Record::new(&Fields {
+            key: key.as_bytes(),
+            value: if version == 0 { b"" } else { b"v" },
             position: Position { main, sub: 0 },
             created: Revision(created),
             version,
-            lease: LeaseId(0),
-            previous: Position::default(),
-        };
+            ..Fields::default()
+        });
         let mut value = Vec::new();
         record.put_row_value(&mut value);
         (record.row_key().to_vec(), value)
@@ -358,7 +324,7 @@ mod tests {
             }
             let store = loader.finish(Revision(0)).unwrap();
             store.check();
-            let found = store.keys.values().map(|record| (record.key.to_vec(), record.version));
+            let found = store.keys.iter().map(|record| (record.key().to_vec(), record.version()));
             prop_assert_eq!(found.collect::<Vec<_>>(), versions.into_iter().collect::<Vec<_>>());
         }
 
@@ -383,11 +349,11 @@ mod tests {
         let key = |n: u8| Bytes::from(vec![b'a' + n; 1 + usize::from(n) * 7]);
         let mut writer = store.write();
         match kind {
-            0..=6 => drop(writer.put(key(from), key(to), LeaseId(i64::from(to)))),
+            0..=6 => drop(writer.put(&key(from), &key(to), LeaseId(i64::from(to)))),
             7..=8 => drop(writer.delete(&KeyRange { start: key(from), end: RangeEnd::Before(key(to)) })),
             9 => {
                 writer.delete(&KeyRange { start: key(from), end: RangeEnd::Unbounded });
-                writer.put(key(to), key(from), LeaseId(0));
+                writer.put(&key(to), &key(from), LeaseId(0));
             }
             _ => {
                 drop(writer.finish());
@@ -403,14 +369,14 @@ mod tests {
 
     /// Everything that can be told apart: links count as far as they lead to something.
     fn state(store: &Store) -> State {
-        let visible = |record: &Arc<Record>| {
-            let previous = if store.holds(record.previous) { record.previous } else { Position::default() };
-            Record { previous, ..Record::clone(record) }
+        let visible = |record: &Record| {
+            let previous = if store.holds(record.previous()) { record.previous() } else { Position::default() };
+            Record::new(&Fields { previous, ..record.fields() })
         };
         let hashes =
             (store.compacted().0.max(1)..=store.revision().0).map(|at| (at, store.hash(Revision(at)).unwrap()));
         let records = store.history(Revision(0)).map(visible).collect();
-        let newest = store.keys.values().map(|record| record.position).collect();
+        let newest = store.keys.iter().map(|record| *record.position()).collect();
         (records, newest, [store.revision().0, store.compacted().0], store.bytes(), hashes.collect())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Two persistent (structure-sharing) ordered maps hold the same records: `keys` the newest version of each key,
 //! `log` every version by its position. A clone of the [`Store`] is a consistent view that costs a few pointers, so
-//! readers work on a clone and writers never wait for them.
+//! readers work on a clone and writers never wait for them. Beyond the bytes of key and value a version takes about 70.
 //!
 //! ```text
 //! keys:  a -> (4,0)      log: (2,0) a=1   <-.
@@ -18,23 +18,21 @@
 mod compact;
 mod load;
 mod range;
+mod record;
 mod row;
+mod sorted;
 mod write;
 
 use std::{ops::Bound, sync::Arc};
 
-use bytes::Bytes;
-use imbl::OrdMap;
-
+use self::sorted::{ByKey, ByPosition, Sorted};
 pub use load::Loader;
 pub use range::{KeyRange, Order, RangeEnd, RangeOptions, RangeResult, SortTarget};
+pub use record::{Fields, Record};
 pub use row::{RowKey, RowValue};
 pub use write::Writer;
 
-use crate::{
-    error::Refusal,
-    types::{LeaseId, Revision},
-};
+use crate::{error::Refusal, types::Revision};
 
 /// Where a version stands in history: its transaction, and its place among that transaction's changes.
 /// Packed, for there are two in every version that is held.
@@ -45,7 +43,7 @@ pub struct Position {
     pub sub: u32,
 }
 
-/// A key's bytes: one allocation, which all of its versions share.
+/// A key's bytes, where they outlive the version they are from.
 pub type Key = Arc<[u8]>;
 
 impl Position {
@@ -54,46 +52,11 @@ impl Position {
     }
 }
 
-/// One version of one key. A deletion is a version too: a tombstone, with `version` 0 and nothing but the key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    pub key: Key,
-    pub value: Bytes,
-    pub position: Position,
-    /// The revision at which this life of the key began.
-    pub created: Revision,
-    /// Puts since `created`, counting from 1; 0 for a tombstone.
-    pub version: i64,
-    pub lease: LeaseId,
-    /// The version before this one; [`Position::default`] if there was none.
-    pub previous: Position,
-}
-
-impl Record {
-    pub fn is_tombstone(&self) -> bool {
-        self.version == 0 && !self.is_bump()
-    }
-
-    /// Whether it only moves the revision ahead: no client can write an empty key. See [`row`].
-    fn is_bump(&self) -> bool {
-        self.key.is_empty()
-    }
-
-    pub fn modified(&self) -> Revision {
-        Revision(self.position.main)
-    }
-
-    /// Bytes this version takes in etcd's backend, roughly: what a quota counts.
-    fn stored_bytes(&self) -> u64 {
-        (self.key.len() + self.value.len() + 64) as u64
-    }
-}
-
 /// See the module's head. Cloning is cheap; a clone is a read-only view by convention.
 #[derive(Debug, Clone)]
 pub struct Store {
-    keys: OrdMap<Key, Arc<Record>>,
-    log: OrdMap<Position, Arc<Record>>,
+    keys: Sorted<ByKey>,
+    log: Sorted<ByPosition>,
     revision: Revision,
     compacted: Revision,
     bytes: u64,
@@ -101,7 +64,13 @@ pub struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Store { keys: OrdMap::new(), log: OrdMap::new(), revision: Revision(1), compacted: Revision(0), bytes: 0 }
+        Store {
+            keys: Sorted::default(),
+            log: Sorted::default(),
+            revision: Revision(1),
+            compacted: Revision(0),
+            bytes: 0,
+        }
     }
 }
 
@@ -127,23 +96,23 @@ impl Store {
     }
 
     /// The key's newest version, unless it is deleted.
-    pub fn get(&self, key: &[u8]) -> Option<&Arc<Record>> {
+    pub fn get(&self, key: &[u8]) -> Option<&Record> {
         self.keys.get(key).filter(|record| !record.is_tombstone())
     }
 
     /// The version before `record`, if it is still known and was not a deletion.
-    pub fn before(&self, record: &Record) -> Option<&Arc<Record>> {
-        self.log.get(&record.previous).filter(|record| !record.is_tombstone())
+    pub fn before(&self, record: &Record) -> Option<&Record> {
+        self.log.get(&record.previous()).filter(|record| !record.is_tombstone())
     }
 
     /// Every version from `first` on, in the order of history.
-    pub fn history(&self, first: Revision) -> impl Iterator<Item = &Arc<Record>> {
-        self.log.range(Position::start_of(first)..).map(|(_, record)| record)
+    pub fn history(&self, first: Revision) -> impl Iterator<Item = &Record> {
+        self.log.range(Bound::Included(Position::start_of(first)), Bound::Unbounded)
     }
 
     /// Every version after `position`, in the order of history.
-    pub fn versions_after(&self, position: Position) -> impl Iterator<Item = &Arc<Record>> {
-        self.log.range((Bound::Excluded(position), Bound::Unbounded)).map(|(_, record)| record)
+    pub fn versions_after(&self, position: Position) -> impl Iterator<Item = &Record> {
+        self.log.range(Bound::Excluded(position), Bound::Unbounded)
     }
 
     /// Whether `revision` can be read: 0 and below mean "now".
@@ -163,17 +132,18 @@ impl Store {
         assert!(self.compacted <= self.revision);
         let mut newest = std::collections::BTreeMap::new();
         let mut bytes = 0;
-        for (position, record) in &self.log {
-            assert_eq!(*position, record.position);
-            assert!(record.previous < record.position);
+        self.keys.check();
+        self.log.check();
+        for record in self.log.iter() {
+            assert!(record.previous() < *record.position());
             bytes += record.stored_bytes();
-            if let Some(before) = newest.insert(record.key.clone(), record.clone()) {
-                assert_eq!(before.position, record.previous, "the chain of {:?} has a gap", record.key);
-                assert!(record.position.main > self.compacted.0, "{record:?} should have compacted its predecessor");
+            if let Some(before) = newest.insert(record.key(), record) {
+                assert_eq!(*before.position(), record.previous(), "the chain of {record:?} has a gap");
+                assert!(record.modified() > self.compacted, "{record:?} should have compacted its predecessor");
             }
         }
         assert_eq!(bytes, self.bytes);
-        assert!(newest.iter().eq(self.keys.iter()), "keys must hold the newest of each chain");
+        assert!(newest.into_values().eq(self.keys.iter()), "keys must hold the newest of each chain");
     }
 }
 

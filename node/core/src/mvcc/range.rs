@@ -1,5 +1,5 @@
 //! Reading the store: ranges of keys, at any revision that is not compacted.
-use std::{cmp::Ordering, ops::Bound, sync::Arc};
+use std::{cmp::Ordering, ops::Bound};
 
 use bytes::Bytes;
 
@@ -100,13 +100,13 @@ impl RangeOptions {
     fn admits(&self, record: &Record) -> bool {
         let within = |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
         within(record.modified().0, self.modified_min, self.modified_max)
-            && within(record.created.0, self.created_min, self.created_max)
+            && within(record.created().0, self.created_min, self.created_max)
     }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RangeResult {
-    pub records: Vec<Arc<Record>>,
+    pub records: Vec<Record>,
     /// Keys in the range at that revision, whatever the limit and the filters.
     pub count: i64,
     /// Whether the limit cut something off.
@@ -115,26 +115,28 @@ pub struct RangeResult {
 
 impl Store {
     /// The live keys in `range`, in order, as they are now.
-    pub fn live(&self, range: &KeyRange) -> impl Iterator<Item = &Arc<Record>> {
-        let records = if range.is_empty() { None } else { Some(self.keys.range::<_, [u8]>(range.bounds())) };
-        records.into_iter().flatten().map(|(_, record)| record).filter(|record| !record.is_tombstone())
+    pub fn live(&self, range: &KeyRange) -> impl Iterator<Item = &Record> {
+        self.newest(range).filter(|record| !record.is_tombstone())
     }
 
     /// The live keys in `range`, in order, as they were at `revision`, which [`Store::check_revision`] allows.
-    fn live_at(&self, range: &KeyRange, revision: Revision) -> impl Iterator<Item = &Arc<Record>> {
-        let records = if range.is_empty() { None } else { Some(self.keys.range::<_, [u8]>(range.bounds())) };
-        records
-            .into_iter()
-            .flatten()
-            .filter_map(move |(_, newest)| self.version_at(newest, revision))
-            .filter(|record| !record.is_tombstone())
+    fn live_at(&self, range: &KeyRange, revision: Revision) -> impl Iterator<Item = &Record> {
+        let versions = self.newest(range).filter_map(move |newest| self.version_at(newest, revision));
+        versions.filter(|record| !record.is_tombstone())
+    }
+
+    /// The newest version of every key in `range`, in the order of keys.
+    fn newest(&self, range: &KeyRange) -> impl Iterator<Item = &Record> {
+        let (low, high) = range.bounds();
+        let records = if range.is_empty() { None } else { Some(self.keys.range(low, high)) };
+        records.into_iter().flatten()
     }
 
     /// Follows the chain of versions back from `newest` to the one that held at `revision`.
-    fn version_at<'a>(&'a self, newest: &'a Arc<Record>, revision: Revision) -> Option<&'a Arc<Record>> {
+    fn version_at<'a>(&'a self, newest: &'a Record, revision: Revision) -> Option<&'a Record> {
         let mut record = newest;
         while record.modified() > revision {
-            record = self.log.get(&record.previous)?;
+            record = self.log.get(&record.previous())?;
         }
         Some(record)
     }
@@ -150,11 +152,11 @@ impl Store {
 
     /// Whether the version at `position` is held; a position that was never used is not.
     pub fn holds(&self, position: Position) -> bool {
-        self.log.contains_key(&position)
+        self.log.get(&position).is_some()
     }
 }
 
-fn collect<'a>(live: impl Iterator<Item = &'a Arc<Record>>, options: &RangeOptions) -> RangeResult {
+fn collect<'a>(live: impl Iterator<Item = &'a Record>, options: &RangeOptions) -> RangeResult {
     if options.count_only {
         return RangeResult { count: live.count() as i64, ..RangeResult::default() };
     }
@@ -179,14 +181,14 @@ fn collect<'a>(live: impl Iterator<Item = &'a Arc<Record>>, options: &RangeOptio
 
 /// Keys come in ascending order already. Another target without an order is sorted ascending, after the limit: a
 /// quirk that etcd's clients see.
-fn sort(records: &mut [Arc<Record>], options: &RangeOptions) {
+fn sort(records: &mut [Record], options: &RangeOptions) {
     let compare = |a: &Record, b: &Record| -> Ordering {
         match options.target {
-            SortTarget::Key => a.key.cmp(&b.key),
-            SortTarget::Version => a.version.cmp(&b.version),
-            SortTarget::Created => a.created.cmp(&b.created),
+            SortTarget::Key => a.key().cmp(b.key()),
+            SortTarget::Version => a.version().cmp(&b.version()),
+            SortTarget::Created => a.created().cmp(&b.created()),
             SortTarget::Modified => a.modified().cmp(&b.modified()),
-            SortTarget::Value => a.value.cmp(&b.value),
+            SortTarget::Value => a.value().cmp(b.value()),
         }
     };
     match (options.target, options.order) {

@@ -14,7 +14,7 @@ use std::ops::Deref;
 use bytes::Bytes;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
-use super::{Position, Record};
+use super::{Fields, Position, Record};
 use crate::{
     proto::mvccpb,
     types::{LeaseId, Revision},
@@ -72,46 +72,48 @@ impl RowKey {
 
 impl Record {
     pub fn row_key(&self) -> RowKey {
-        RowKey::new(self.position, self.is_tombstone())
+        RowKey::new(*self.position(), self.is_tombstone())
     }
 
     pub fn row_value_len(&self) -> usize {
         let text = |bytes: &[u8]| if bytes.is_empty() { 0 } else { varint_field_len(bytes.len() as u64) + bytes.len() };
         if self.is_tombstone() {
-            return text(&self.key);
+            return text(self.key());
         }
         self.numbers().iter().map(|(_, number)| varint_field_len(*number)).sum::<usize>()
-            + text(&self.key)
-            + text(&self.value)
+            + text(self.key())
+            + text(self.value())
     }
 
     /// Appends what etcd's backend stores as the row's value.
     pub fn put_row_value(&self, out: &mut Vec<u8>) {
-        put_text(KEY, &self.key, out);
+        put_text(KEY, self.key(), out);
         if self.is_tombstone() {
             return;
         }
         let [created, modified, version, lease] = self.numbers();
         [created, modified, version].into_iter().for_each(|field| put_number(field, out));
-        put_text(VALUE, &self.value, out);
+        put_text(VALUE, self.value(), out);
         put_number(lease, out);
     }
 
     fn numbers(&self) -> [(u8, u64); 4] {
         // The row that only moves the revision is empty.
-        let modified = if self.is_bump() { 0 } else { self.position.main };
-        [(CREATED, self.created.0), (MODIFIED, modified), (VERSION, self.version), (LEASE, self.lease.0)]
+        let modified = if self.is_bump() { 0 } else { self.modified().0 };
+        let Fields { created, version, lease, .. } = self.fields();
+        [(CREATED, created.0), (MODIFIED, modified), (VERSION, version), (LEASE, lease.0)]
             .map(|(tag, number)| (tag, number as u64))
     }
 
     pub fn to_proto(&self) -> mvccpb::KeyValue {
+        let Fields { key, created, version, lease, .. } = self.fields();
         mvccpb::KeyValue {
-            key: Bytes::copy_from_slice(&self.key),
-            create_revision: self.created.0,
-            mod_revision: self.position.main,
-            version: self.version,
-            value: self.value.clone(),
-            lease: self.lease.0,
+            key: Bytes::copy_from_slice(key),
+            create_revision: created.0,
+            mod_revision: self.modified().0,
+            version,
+            value: self.value_bytes(),
+            lease: lease.0,
         }
     }
 }
@@ -195,7 +197,6 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::mvcc::Key;
 
     fn record() -> impl Strategy<Value = Record> {
         let position = (1i64.., any::<u32>()).prop_map(|(main, sub)| Position { main, sub });
@@ -203,15 +204,8 @@ mod tests {
         let rest = prop_oneof![1 => Just(None), 3 => alive.prop_map(Some)];
         (vec(any::<u8>(), 1..200), position, rest).prop_map(|(key, position, rest)| {
             let (value, created, version, lease) = rest.unwrap_or_default();
-            Record {
-                key: Key::from(&key[..]),
-                value: value.into(),
-                position,
-                created: Revision(created),
-                version,
-                lease: LeaseId(lease),
-                previous: Position::default(),
-            }
+            let (created, lease, previous) = (Revision(created), LeaseId(lease), Position::default());
+            Record::new(&Fields { key: &key, value: &value, position, created, version, lease, previous })
         })
     }
 
@@ -226,7 +220,7 @@ mod tests {
         fn rows_are_protobufs_and_are_read_back(record in record()) {
             let value = value_of(&record);
             let expected = match record.is_tombstone() {
-                true => mvccpb::KeyValue { key: Bytes::copy_from_slice(&record.key), ..Default::default() },
+                true => mvccpb::KeyValue { key: Bytes::copy_from_slice(record.key()), ..Default::default() },
                 false => record.to_proto(),
             };
             prop_assert_eq!(&value, &expected.encode_to_vec());
@@ -235,7 +229,7 @@ mod tests {
             prop_assert_eq!((parsed.key, parsed.value), (&expected.key[..], &expected.value[..]));
             prop_assert_eq!((parsed.created.0, parsed.modified.0), (expected.create_revision, expected.mod_revision));
             prop_assert_eq!((parsed.version, parsed.lease.0), (expected.version, expected.lease));
-            prop_assert_eq!(RowKey::parse(&record.row_key()), Ok((record.position, record.is_tombstone())));
+            prop_assert_eq!(RowKey::parse(&record.row_key()), Ok((*record.position(), record.is_tombstone())));
         }
 
         #[test]

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::types::LeaseId;
 
 type State = BTreeMap<Bytes, (Bytes, i64, i64, i64)>;
 
@@ -53,7 +54,7 @@ fn run(changes: &[Change]) -> (Store, Plain) {
         match change {
             Change::Put(k, v) => {
                 let value = Bytes::from(vec![*v]);
-                writer.put(key(*k), value.clone(), LeaseId(0));
+                writer.put(&key(*k), &value, LeaseId(0));
                 Plain::put(&mut state, revision, &key(*k), &value);
             }
             Change::Delete(a, b) => {
@@ -67,7 +68,7 @@ fn run(changes: &[Change]) -> (Store, Plain) {
                 // From-key deletion, then a put in the same transaction: a key may die and live again at one revision.
                 let range = KeyRange { start: key(*a), end: RangeEnd::Unbounded };
                 writer.delete(&range);
-                writer.put(key(*b), Bytes::from_static(b"again"), LeaseId(0));
+                writer.put(&key(*b), b"again", LeaseId(0));
                 state.retain(|key, _| !range.contains(key));
                 Plain::put(&mut state, revision, &key(*b), &Bytes::from_static(b"again"));
             }
@@ -104,7 +105,7 @@ proptest! {
             } else {
                 let read = read.unwrap();
                 let got: Vec<_> = read.records.iter()
-                    .map(|r| (Bytes::copy_from_slice(&r.key), (r.value.clone(), r.created.0, r.modified().0, r.version)))
+                    .map(|r| (r.key().to_vec().into(), (r.value_bytes(), r.created().0, r.modified().0, r.version())))
                     .collect();
                 let expected: Vec<_> = plain.states[revision as usize].clone().into_iter().collect();
                 prop_assert_eq!(got, expected, "at revision {}", revision);
@@ -121,7 +122,7 @@ proptest! {
         for change in &more {
             let mut writer = store.write();
             if let Change::Put(k, v) = change {
-                writer.put(key(*k), Bytes::from(vec![*v]), LeaseId(0));
+                writer.put(&key(*k), &[*v], LeaseId(0));
             }
             let _ = writer.finish();
         }
@@ -133,7 +134,7 @@ fn three_keys() -> Store {
     let mut store = Store::default();
     for (key, value) in [("a", "3"), ("b", "1"), ("c", "2")] {
         let mut writer = store.write();
-        writer.put(key.into(), value.into(), LeaseId(0));
+        writer.put(key.as_bytes(), value.as_bytes(), LeaseId(0));
         let _ = writer.finish();
     }
     store
@@ -146,7 +147,7 @@ fn limits_sorts_and_filters_work_together_as_in_etcd() {
     fn check(store: &Store, options: RangeOptions, keys: &str, count: i64, more: bool) {
         let all = KeyRange { start: Bytes::from_static(b"a"), end: RangeEnd::Unbounded };
         let result = store.range(&all, &options).unwrap();
-        let got: String = result.records.iter().map(|r| std::str::from_utf8(&r.key).unwrap()).collect();
+        let got: String = result.records.iter().map(|r| std::str::from_utf8(r.key()).unwrap()).collect();
         assert_eq!((&got[..], result.count, result.more), (keys, count, more));
     }
     let plain = RangeOptions::default();
@@ -174,7 +175,7 @@ fn a_deletion_at_the_compacted_revision_stays_until_the_next() {
     assert!(store.holds(Position { main: 5, sub: 0 }));
     assert!(!store.holds(Position { main: 3, sub: 0 }));
     let mut writer = store.write();
-    writer.put("d".into(), "4".into(), LeaseId(0));
+    writer.put(b"d", b"4", LeaseId(0));
     let _ = writer.finish(); // revision 6
     store.compact(Revision(6)).unwrap();
     assert!(!store.holds(Position { main: 5, sub: 0 }));
@@ -186,11 +187,12 @@ fn a_deletion_at_the_compacted_revision_stays_until_the_next() {
 /// Rows up to `revision`; of those up to the compacted one, only what would outlive a compaction at `revision`.
 fn plain_hash(store: &Store, revision: Revision) -> u32 {
     let rows: Vec<_> = store.history(Revision(0)).filter(|row| row.modified() <= revision).collect();
-    let newest = |row: &Record| rows.iter().rev().find(|other| other.key == row.key).unwrap().position == row.position;
+    let newest =
+        |row: &Record| rows.iter().rev().find(|other| other.key() == row.key()).unwrap().position() == row.position();
     let keep: Vec<_> = rows.iter().filter(|row| newest(row) && !row.is_tombstone()).collect();
     let counts = |row: &Record| {
         let recent = row.modified() > store.compacted();
-        let kept = keep.is_empty() || keep.iter().any(|kept| kept.position == row.position);
+        let kept = keep.is_empty() || keep.iter().any(|kept| kept.position() == row.position());
         (recent || kept) && !(row.is_tombstone() && row.modified() == store.compacted())
     };
     let mut bytes = b"key".to_vec();

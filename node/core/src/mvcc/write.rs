@@ -1,9 +1,5 @@
 //! Changing the store: one transaction, one revision.
-use std::sync::Arc;
-
-use bytes::Bytes;
-
-use super::{Key, KeyRange, Position, Record, Store};
+use super::{Fields, KeyRange, Position, Record, Store};
 use crate::types::{LeaseId, Revision};
 
 /// One transaction under way. All its changes share a revision; if it changes nothing, none is used up.
@@ -13,7 +9,7 @@ use crate::types::{LeaseId, Revision};
 #[must_use]
 pub struct Writer<'a> {
     store: &'a mut Store,
-    changes: Vec<Arc<Record>>,
+    changes: Vec<Record>,
 }
 
 impl Store {
@@ -33,42 +29,32 @@ impl Writer<'_> {
     }
 
     /// Writes a version of `key` and returns the one it replaces.
-    pub fn put(&mut self, key: Bytes, value: Bytes, lease: LeaseId) -> Option<Arc<Record>> {
+    pub fn put(&mut self, key: &[u8], value: &[u8], lease: LeaseId) -> Option<Record> {
         assert!(!key.is_empty(), "an empty key is refused before it gets here");
         let position = self.next();
-        let newest = self.store.keys.get(&key[..]);
-        let previous = newest.map_or(Position::default(), |record| record.position);
-        // One copy of the key's bytes serves all its versions, and never keeps a request's buffer alive.
-        let key = newest.map_or_else(|| Key::from(&key[..]), |record| record.key.clone());
+        let newest = self.store.keys.get(key);
+        let previous = newest.map_or(Position::default(), |record| *record.position());
         let replaced = newest.filter(|record| !record.is_tombstone()).cloned();
         let (created, version) = match &replaced {
-            Some(record) => (record.created, record.version + 1),
+            Some(record) => (record.created(), record.version() + 1),
             None => (Revision(position.main), 1),
         };
-        self.push(Record { key, value, position, created, version, lease, previous });
+        self.push(&Fields { key, value, position, created, version, lease, previous });
         replaced
     }
 
     /// Deletes every key in `range`, each with a tombstone, and returns what was there, in the order of keys.
-    pub fn delete(&mut self, range: &KeyRange) -> Vec<Arc<Record>> {
+    pub fn delete(&mut self, range: &KeyRange) -> Vec<Record> {
         let dead: Vec<_> = self.store.live(range).cloned().collect();
         for record in &dead {
             let position = self.next();
-            self.push(Record {
-                key: record.key.clone(),
-                value: Bytes::new(),
-                position,
-                created: Revision(0),
-                version: 0,
-                lease: LeaseId(0),
-                previous: record.position,
-            });
+            self.push(&Fields { key: record.key(), position, previous: *record.position(), ..Fields::default() });
         }
         dead
     }
 
     /// Ends the transaction; returns its changes in order.
-    pub fn finish(self) -> Vec<Arc<Record>> {
+    pub fn finish(self) -> Vec<Record> {
         self.store.revision = self.revision();
         self.changes
     }
@@ -77,11 +63,11 @@ impl Writer<'_> {
         Position { main: self.store.revision.0 + 1, sub: self.changes.len() as u32 }
     }
 
-    fn push(&mut self, record: Record) {
-        let record = Arc::new(record);
+    fn push(&mut self, version: &Fields<'_>) {
+        let record = Record::new(version);
         self.store.bytes += record.stored_bytes();
-        self.store.keys.insert(record.key.clone(), record.clone());
-        self.store.log.insert(record.position, record.clone());
+        self.store.keys.insert(record.clone());
+        self.store.log.insert(record.clone());
         self.changes.push(record);
     }
 }

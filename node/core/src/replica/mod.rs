@@ -43,7 +43,7 @@ pub struct Config {
     pub election_ms: u64,
     /// The largest command, in bytes as replicated.
     pub request_bytes_max: usize,
-    /// Bytes of applied entries to keep in memory, for followers that are a little behind.
+    /// Bytes of applied entries to keep in memory, for followers that are a little behind; of a small state it is less.
     pub tail_bytes: u64,
     /// How often quiet watches that ask for it are told how far they are, in milliseconds.
     pub watch_progress_ms: u64,
@@ -283,7 +283,8 @@ impl Replica {
         }
         self.reads.serve(self.machine.applied(), out);
         self.hub.catch_up(&self.machine.store, out);
-        let tail = self.config.tail_bytes;
+        let share = self.machine.store.bytes() / limits::TAIL_STATE_SHARE;
+        let tail = self.config.tail_bytes.min(share.max(limits::TAIL_BYTES_MIN));
         if let Some(before) = self.consensus.cut(tail, tail * limits::TAIL_HELD_FACTOR) {
             out.push(Output::Note(NodeEvent::LogCut { before }));
         }

@@ -12,7 +12,7 @@
 mod index;
 mod stream;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use self::{
     index::Index,
@@ -69,15 +69,15 @@ impl Filter {
 /// One change of one key, as a watcher sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    pub record: Arc<Record>,
-    pub previous: Option<Arc<Record>>,
+    pub record: Record,
+    pub previous: Option<Record>,
 }
 
 impl Event {
     /// Bytes on the wire, closely enough for bounds.
     pub fn bytes(&self) -> usize {
-        let of = |record: &Record| record.key.len() + record.value.len() + 32;
-        of(&self.record) + self.previous.as_deref().map_or(0, of)
+        let of = |record: &Record| record.key().len() + record.value().len() + 32;
+        of(&self.record) + self.previous.as_ref().map_or(0, of)
     }
 }
 
@@ -223,13 +223,13 @@ impl Hub {
     }
 
     /// Passes one revision's changes on to all who are synced.
-    pub fn applied(&mut self, changes: &[Arc<Record>], store: &Store, out: &mut Vec<Output>) {
+    pub fn applied(&mut self, changes: &[Record], store: &Store, out: &mut Vec<Output>) {
         if self.synced.is_empty() {
             return;
         }
         let mut owed: BTreeMap<(StreamId, WatchId), Vec<Event>> = BTreeMap::new();
         for record in changes {
-            self.synced.matching(&record.key, |who| {
+            self.synced.matching(record.key(), |who| {
                 let watch = &self.streams[&who.0].watches[&who.1];
                 if let Some(event) = watch.event(record, store) {
                     owed.entry(who).or_default().push(event);

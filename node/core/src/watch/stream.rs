@@ -1,5 +1,5 @@
 //! One client's stream and the watches on it.
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use super::{Create, Event, Filter};
 use crate::{
@@ -63,11 +63,11 @@ impl Watch {
     }
 
     /// What this watch sees of a change; `None` if nothing.
-    pub fn event(&self, record: &Arc<Record>, store: &Store) -> Option<Event> {
+    pub fn event(&self, record: &Record, store: &Store) -> Option<Event> {
         let from = match self.position {
             Position::Synced { from } | Position::Behind(from) => from,
         };
-        if record.modified() < from || !self.filter.admits(record) || !self.range.contains(&record.key) {
+        if record.modified() < from || !self.filter.admits(record) || !self.range.contains(record.key()) {
             return None;
         }
         let previous = if self.previous { store.before(record).cloned() } else { None };

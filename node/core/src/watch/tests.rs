@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::types::LeaseId;
 
-fn put(store: &mut Store, keys: &[u8]) -> Vec<Arc<Record>> {
+fn put(store: &mut Store, keys: &[u8]) -> Vec<Record> {
     let mut writer = store.write();
     for key in keys {
-        writer.put(Bytes::from(vec![b'a' + key % 4]), Bytes::from(vec![0; 600_000]), LeaseId(0));
+        writer.put(&[b'a' + key % 4], &[0; 600_000], LeaseId(0));
     }
     writer.finish()
 }
@@ -43,7 +43,7 @@ impl Client {
                     for event in events {
                         assert!(event.record.modified() <= notice.revision);
                         self.unreported += event.bytes();
-                        seen.push((event.record.modified().0, event.record.key.clone()));
+                        seen.push((event.record.modified().0, event.record.key().into()));
                     }
                 }
                 What::Progress => self.progress.push(notice.revision),
@@ -106,8 +106,8 @@ proptest! {
         for (n, start) in starts.iter().enumerate() {
             let expected: Vec<_> = store
                 .history(Revision(*start))
-                .filter(|record| prefix().contains(&record.key))
-                .map(|record| (record.modified().0, record.key.clone()))
+                .filter(|record| prefix().contains(record.key()))
+                .map(|record| (record.modified().0, record.key().into()))
                 .collect();
             prop_assert_eq!(client.events.get(&WatchId(n as i64)), Some(&expected), "watch {} from {}", n, start);
         }

@@ -108,14 +108,14 @@ impl Files {
 
 pub fn keys(machine: &Machine) -> Value {
     let all = KeyRange { start: b"\0"[..].into(), end: RangeEnd::Unbounded };
-    let show = |record: &std::sync::Arc<Record>| {
+    let show = |record: &Record| {
         json!({
-            "key": String::from_utf8_lossy(&record.key),
-            "value_base64": base64(&record.value),
-            "create_revision": record.created.0,
+            "key": String::from_utf8_lossy(record.key()),
+            "value_base64": base64(record.value()),
+            "create_revision": record.created().0,
             "mod_revision": record.modified().0,
-            "version": record.version,
-            "lease": record.lease.0,
+            "version": record.version(),
+            "lease": record.lease().0,
         })
     };
     let kvs: Vec<_> = machine.store.live(&all).map(show).collect();

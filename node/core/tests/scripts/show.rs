@@ -201,8 +201,8 @@ fn show_notice(notice: &Notice) -> String {
 fn show_record(record: &Record) -> String {
     let at = record.modified();
     match record.is_tombstone() {
-        true => format!("delete {} @{at}", text(&record.key)),
-        false => format!("put {}={} @{at}", text(&record.key), text(&record.value)),
+        true => format!("delete {} @{at}", text(record.key())),
+        false => format!("put {}={} @{at}", text(record.key()), text(record.value())),
     }
 }
 

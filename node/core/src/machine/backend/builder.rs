@@ -156,8 +156,8 @@ impl Builder {
 /// Leases with the keys whose newest versions name them. etcd, too, lets a key live on whose lease is gone.
 fn attach(mut leases: Leases, store: &Store) -> Leases {
     let everything = KeyRange { start: Bytes::new(), end: RangeEnd::Unbounded };
-    for record in store.live(&everything).filter(|record| record.lease != LeaseId(0)) {
-        leases.attach(&record.key, record.lease);
+    for record in store.live(&everything).filter(|record| record.lease() != LeaseId(0)) {
+        leases.attach(record.key(), record.lease());
     }
     leases
 }

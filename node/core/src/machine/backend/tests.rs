@@ -10,7 +10,7 @@ use crate::{
         command::{Command, Delete, Op, Put, Txn},
         membership::{Change, Member},
     },
-    mvcc::{KeyRange, Position, RangeEnd, RangeOptions, Record},
+    mvcc::{Fields, KeyRange, Position, RangeEnd, RangeOptions, Record},
     types::{Digest, Index, LeaseId, MemberId, RequestId, Revision, Term},
 };
 
@@ -122,8 +122,8 @@ fn load(file: &Bytes) -> Result<Machine, String> {
 
 /// Links count as far as they lead to something.
 fn visible(machine: &Machine, record: &Record) -> Record {
-    let previous = if machine.store.holds(record.previous) { record.previous } else { Position::default() };
-    Record { previous, ..record.clone() }
+    let previous = if machine.store.holds(record.previous()) { record.previous() } else { Position::default() };
+    Record::new(&Fields { previous, ..record.fields() })
 }
 
 /// Everything that can be asked of a machine.
@@ -134,7 +134,7 @@ fn state(machine: &Machine) -> impl PartialEq + std::fmt::Debug + use<> {
     let reads = readable.map(|at| {
         let options = RangeOptions { revision: Revision(at), ..RangeOptions::default() };
         let records = store.range(&everything, &options).expect("it is readable").records;
-        (records.iter().map(|record| record.position).collect::<Vec<_>>(), store.hash(Revision(at)))
+        (records.iter().map(|record| *record.position()).collect::<Vec<_>>(), store.hash(Revision(at)))
     });
     (
         store.history(Revision(0)).map(|record| visible(machine, record)).collect::<Vec<_>>(),

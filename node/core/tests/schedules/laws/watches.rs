@@ -56,7 +56,7 @@ impl Laws {
         self.require(Law::WatchComplete, revision == next, || format!("{who} tells {revision} where {next} is next"))?;
         let hash = |event: &Event| {
             let record = &event.record;
-            hash_bytes(&[&record.key[..], &record.value[..], &record.version.to_le_bytes()].concat())
+            hash_bytes(&[record.key(), record.value(), &record.version().to_le_bytes()].concat())
         };
         let told = events.iter().fold(0, |before: u64, event| before.rotate_left(7) ^ hash(event));
         let first = *self.history.entry(revision).or_insert(told);
