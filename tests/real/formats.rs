@@ -333,7 +333,7 @@ fn range(machine: &Machine, revision: i64) -> Vec<KeyValue> {
     let everything = KeyRange { start: Bytes::from_static(b"\0"), end: RangeEnd::Unbounded };
     let options = RangeOptions { revision: Revision(revision), ..RangeOptions::default() };
     let result = machine.store.range(&everything, &options).expect("it is readable");
-    result.records.iter().map(|record| Record::to_proto(record)).collect()
+    result.records.iter().map(Record::to_proto).collect()
 }
 
 /// After etcd ran on it, the directory holds for us what it held before, further on in the log.

@@ -191,8 +191,9 @@ impl Inner {
                     // Who adds a voter to a cluster of one must start it at once: there is no quorum without it.
                     match self.operator.ask(node, Change::Add { url: url.clone(), learner }).await {
                         Ok(peers) => {
-                            let added = peers.iter().find(|peer| peer.urls.contains(&url));
-                            added.map(|peer| self.move_in(number, peer, &peers));
+                            if let Some(peer) = peers.iter().find(|peer| peer.urls.contains(&url)) {
+                                self.move_in(number, peer, &peers);
+                            }
                         }
                         Err(_) => self.wait_a_little().await,
                     }
