@@ -16,6 +16,7 @@ pub enum Command {
     Help(String),
     Load(LoadOptions),
     Compare(CompareOptions),
+    Large(LargeOptions),
     Sim(SimOptions),
 }
 
@@ -39,6 +40,25 @@ pub struct CompareOptions {
     pub connections: Option<u32>,
     pub dir: PathBuf,
     pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct LargeOptions {
+    pub competitors: Vec<Competitor>,
+    pub rounds: usize,
+    /// Bytes of all values together, in millions.
+    pub data_mb: u64,
+    pub value_size: u32,
+    pub clients: u32,
+    pub seconds: u64,
+    pub dir: PathBuf,
+    pub out: Option<PathBuf>,
+}
+
+impl LargeOptions {
+    pub fn keys(&self) -> u64 {
+        (self.data_mb * 1_000_000 / u64::from(self.value_size)).clamp(1, KEYS_MAX)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -79,6 +99,8 @@ enum Arguments {
     Load(LoadArguments),
     /// Starts clusters of several binaries in turns and prints how they compare
     Compare(CompareArguments),
+    /// Measures one member with much data: restarts, checkpoints, snapshots, memory
+    Large(LargeArguments),
     /// Measures how fast the simulator simulates
     Sim(SimArguments),
 }
@@ -163,6 +185,39 @@ struct CompareArguments {
 }
 
 #[derive(Args)]
+struct LargeArguments {
+    /// A binary with etcd's flags; give it several times, the first is compared with each other
+    #[arg(long = "competitor", value_name = "NAME=PATH", required = true)]
+    competitors: Vec<Competitor>,
+    /// The table shows medians of so many rounds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Bytes of all values together, in millions
+    #[arg(long, default_value_t = 2_000, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    data_mb: u64,
+    /// Bytes of a value
+    #[arg(
+        long,
+        default_value_t = 1_024,
+        value_name = "BYTES",
+        value_parser = clap::value_parser!(u32).range(1..=1_048_576)
+    )]
+    value_size: u32,
+    /// How many clients put beside what is measured
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    clients: u32,
+    /// How long a load is that nothing else ends
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Where the data goes, on a disk; default: the system's directory for temporary files
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Write the table there as well
+    #[arg(long, value_name = "FILE.md")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct SimArguments {
     /// The simulator's binary, as `cargo sim` builds it
     #[arg(long, default_value = "target/sim/detcd-sim")]
@@ -194,6 +249,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, F
     match Cli::try_parse_from(arguments) {
         Ok(Cli { arguments: Arguments::Load(arguments) }) => Ok(Command::Load(arguments.into())),
         Ok(Cli { arguments: Arguments::Compare(arguments) }) => Ok(Command::Compare(arguments.try_into()?)),
+        Ok(Cli { arguments: Arguments::Large(arguments) }) => Ok(Command::Large(arguments.try_into()?)),
         Ok(Cli { arguments: Arguments::Sim(SimArguments { simulator, rounds, out }) }) => {
             Ok(Command::Sim(SimOptions { simulator, rounds: rounds as usize, out }))
         }
@@ -241,9 +297,7 @@ impl TryFrom<CompareArguments> for CompareOptions {
     type Error = Failure;
 
     fn try_from(arguments: CompareArguments) -> Result<CompareOptions, Failure> {
-        if let Some(name) = repeated(arguments.competitors.iter().map(|competitor| competitor.name.clone())) {
-            return Err(Failure::Usage(format!("two competitors are named '{name}'; give each --competitor its own")));
-        }
+        check_names(&arguments.competitors)?;
         if let Some(row) = repeated(arguments.rows.iter().map(Row::to_string)) {
             return Err(Failure::Usage(format!("--rows has '{row}' twice; leave one out")));
         }
@@ -260,6 +314,26 @@ impl TryFrom<CompareArguments> for CompareOptions {
             dir: arguments.dir.unwrap_or_else(std::env::temp_dir),
             out: arguments.out,
         })
+    }
+}
+
+impl TryFrom<LargeArguments> for LargeOptions {
+    type Error = Failure;
+
+    fn try_from(arguments: LargeArguments) -> Result<LargeOptions, Failure> {
+        check_names(&arguments.competitors)?;
+        let LargeArguments { competitors, rounds, data_mb, value_size, clients, seconds, dir, out } = arguments;
+        let (rounds, dir) = (rounds as usize, dir.unwrap_or_else(std::env::temp_dir));
+        Ok(LargeOptions { competitors, rounds, data_mb, value_size, clients, seconds, dir, out })
+    }
+}
+
+fn check_names(competitors: &[Competitor]) -> Result<(), Failure> {
+    match repeated(competitors.iter().map(|competitor| competitor.name.clone())) {
+        Some(name) => {
+            Err(Failure::Usage(format!("two competitors are named '{name}'; give each --competitor its own")))
+        }
+        None => Ok(()),
     }
 }
 

@@ -3,7 +3,9 @@
 //! tonic's own transport is left out: it adds a buffer and a task hop to every call, and the load should be lean.
 use std::{fmt, pin::Pin, str::FromStr, task};
 
-use detcd_node::proto::etcdserverpb::kv_client::KvClient;
+use detcd_node::proto::etcdserverpb::{
+    cluster_client::ClusterClient, kv_client::KvClient, maintenance_client::MaintenanceClient,
+};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -47,6 +49,8 @@ impl fmt::Display for Endpoint {
 #[derive(Clone)]
 pub struct Connection {
     pub kv: KvClient<Channel>,
+    pub cluster: ClusterClient<Channel>,
+    pub maintenance: MaintenanceClient<Channel>,
 }
 
 impl Connection {
@@ -60,7 +64,12 @@ impl Connection {
         tokio::spawn(async move { drop(driver.await) });
         let origin = http::Uri::builder().scheme("http").authority(endpoint.0.as_str()).path_and_query("/").build();
         let origin = origin.map_err(|error| failed(error.to_string()))?;
-        Ok(Connection { kv: KvClient::with_origin(Channel(sender), origin) })
+        let channel = Channel(sender);
+        Ok(Connection {
+            kv: KvClient::with_origin(channel.clone(), origin.clone()),
+            cluster: ClusterClient::with_origin(channel.clone(), origin.clone()),
+            maintenance: MaintenanceClient::with_origin(channel, origin),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use detcd_node::proto::etcdserverpb::RangeRequest;
+use detcd_node::proto::etcdserverpb::{MemberAddRequest, RangeRequest, StatusRequest};
 use tempfile::TempDir;
 
 use crate::{
@@ -20,6 +20,8 @@ use crate::{
 };
 
 const HEALTHY_WITHIN: Duration = Duration::from_secs(60);
+/// With much data.
+const RESTARTED_WITHIN: Duration = Duration::from_secs(600);
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 /// One try to read from a member that may not serve yet.
 const PROBE: Duration = Duration::from_secs(2);
@@ -31,22 +33,99 @@ const PORTS: std::ops::Range<u16> = 12_000..32_000;
 pub struct Cluster {
     // Dropped in this order: first the processes, then the files under them.
     members: Vec<Member>,
-    _dir: TempDir,
+    dir: TempDir,
+    binary: PathBuf,
+    environment: Environment,
 }
+
+/// Settings that a competitor takes from its environment, as etcd does, and may not know.
+type Environment = Vec<(&'static str, String)>;
 
 impl Cluster {
     /// Starts the members in a new directory below `dir`, and returns once each of them serves linearizable reads.
     pub async fn start(binary: &Path, size: usize, dir: &Path) -> Result<Cluster, Failure> {
+        Cluster::start_with(binary, size, dir, Vec::new()).await
+    }
+
+    pub async fn start_with(
+        binary: &Path,
+        size: usize,
+        dir: &Path,
+        environment: Environment,
+    ) -> Result<Cluster, Failure> {
         let dir = tempfile::Builder::new().prefix("detcd-bench-").tempdir_in(dir).map_err(|error| {
             Failure::Run(format!("cannot make a directory in {}: {error}; give another --dir", dir.display()))
         })?;
-        let members = free_ports(size * 2)?.chunks(2).enumerate().map(|(i, ports)| Address::new(i, ports)).collect();
-        let members = start_members(binary, members, dir.path())?;
-        let mut cluster = Cluster { members, _dir: dir };
+        let all: Vec<_> =
+            free_ports(size * 2)?.chunks(2).enumerate().map(|(i, ports)| Address::new(i, ports)).collect();
+        let mut cluster = Cluster { members: Vec::new(), dir, binary: binary.to_owned(), environment };
+        for address in &all {
+            cluster.members.push(cluster.run(address, &all, "new")?);
+        }
         for member in &mut cluster.members {
-            member.wait_until_healthy().await?;
+            member.wait_until_healthy(HEALTHY_WITHIN).await?;
         }
         Ok(cluster)
+    }
+
+    /// Starts the process of a member.
+    fn run(&self, address: &Address, all: &[Address], state: &str) -> Result<Member, Failure> {
+        let (binary, dir) = (&self.binary, self.dir.path());
+        let log = dir.join(format!("{}.log", address.name));
+        let failed = |error| Failure::Run(format!("cannot start {}: {error}; give a path that runs", binary.display()));
+        let output = fs::File::create(&log).map_err(failed)?;
+        let mut command = Command::new(binary);
+        command.args(flags(address, all, state, dir)).stdin(Stdio::null());
+        command.stdout(output.try_clone().map_err(failed)?).stderr(output);
+        // Both competitors take settings from there, and only what stands above and in `environment` may count.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
+            command.env_remove(name);
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        os::die_with_parent(&mut command);
+        let process = command.spawn().map_err(failed)?;
+        Ok(Member { address: address.clone(), process, log })
+    }
+
+    /// Ends the first member's process and starts it again on its data. How long it took to end, and to serve again.
+    pub async fn restart(&mut self, end: End, environment: Environment) -> Result<(Duration, Duration), Failure> {
+        self.check_running()?;
+        self.environment = environment;
+        let all: Vec<_> = self.members.iter().map(|member| member.address.clone()).collect();
+        let begun = Instant::now();
+        self.members[0].end(end).await?;
+        let ended = Instant::now();
+        self.members[0] = self.run(&all[0], &all, "new")?;
+        self.members[0].wait_until_healthy(RESTARTED_WITHIN).await?;
+        Ok((ended - begun, ended.elapsed()))
+    }
+
+    /// Adds a member that listens only, and returns how long it took to have what the others had when it began. It is
+    /// gone when this returns, but for its place in the membership.
+    pub async fn feed(&mut self) -> Result<Duration, Failure> {
+        let mut first = Connection::open(&self.members[0].address.client()).await?;
+        let address = Address::new(self.members.len(), &free_ports(2)?);
+        let failed = |status: tonic::Status| Failure::Run(format!("cannot add a member: {}", status.message()));
+        let peer_ur_ls = vec![format!("http://{}", address.peer())];
+        let added = MemberAddRequest { peer_ur_ls, is_learner: true };
+        first.cluster.member_add(added).await.map_err(failed)?;
+        let reached = first.maintenance.status(StatusRequest {}).await.map_err(failed)?.into_inner().raft_applied_index;
+        let mut all: Vec<_> = self.members.iter().map(|member| member.address.clone()).collect();
+        all.push(address.clone());
+        let begun = Instant::now();
+        let mut member = self.run(&address, &all, "existing")?;
+        loop {
+            member.check_running()?;
+            let applied = tokio::time::timeout(PROBE, applied(&address.client())).await;
+            if matches!(applied, Ok(Ok(index)) if index >= reached) {
+                return Ok(begun.elapsed());
+            }
+            if begun.elapsed() > RESTARTED_WITHIN {
+                let within = RESTARTED_WITHIN.as_secs();
+                return Err(Failure::Run(format!("{} has not caught up after {within} s", address.name)));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     pub fn endpoints(&self) -> Vec<Endpoint> {
@@ -80,6 +159,14 @@ impl Cluster {
     }
 }
 
+/// How a process comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is asked to.
+    Stop,
+    Kill,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Address {
     name: String,
@@ -108,8 +195,24 @@ struct Member {
 }
 
 impl Member {
-    async fn wait_until_healthy(&mut self) -> Result<(), Failure> {
-        let deadline = Instant::now() + HEALTHY_WITHIN;
+    async fn end(&mut self, how: End) -> Result<(), Failure> {
+        let ask = match how {
+            End::Stop => os::terminate(self.process.id()),
+            End::Kill => self.process.kill(),
+        };
+        ask.map_err(|error| Failure::Run(format!("cannot end {}: {error}", self.address.name)))?;
+        let deadline = Instant::now() + RESTARTED_WITHIN;
+        while self.exit_status().is_none() {
+            if Instant::now() >= deadline {
+                return Err(Failure::Run(format!("{} does not end", self.address.name)));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn wait_until_healthy(&mut self, within: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + within;
         let endpoint = self.address.client();
         loop {
             self.check_running()?;
@@ -119,7 +222,7 @@ impl Member {
                 Err(_) => Failure::Run(format!("no answer from {endpoint}")),
             };
             if Instant::now() >= deadline {
-                let within = HEALTHY_WITHIN.as_secs();
+                let within = within.as_secs();
                 let place = format!("{} is not healthy after {within} s", self.address.name);
                 return Err(failure.at(place));
             }
@@ -147,27 +250,7 @@ impl Drop for Member {
     }
 }
 
-fn start_members(binary: &Path, addresses: Vec<Address>, dir: &Path) -> Result<Vec<Member>, Failure> {
-    let all = addresses.clone();
-    let start = |address: Address| {
-        let log = dir.join(format!("{}.log", address.name));
-        let failed = |error| Failure::Run(format!("cannot start {}: {error}; give a path that runs", binary.display()));
-        let output = fs::File::create(&log).map_err(failed)?;
-        let mut command = Command::new(binary);
-        command.args(flags(&address, &all, dir)).stdin(Stdio::null());
-        command.stdout(output.try_clone().map_err(failed)?).stderr(output);
-        // Both competitors take settings from there, and only what stands above may count.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
-            command.env_remove(name);
-        }
-        os::die_with_parent(&mut command);
-        let process = command.spawn().map_err(failed)?;
-        Ok(Member { address, process, log })
-    };
-    addresses.into_iter().map(start).collect()
-}
-
-fn flags(member: &Address, all: &[Address], dir: &Path) -> Vec<String> {
+fn flags(member: &Address, all: &[Address], state: &str, dir: &Path) -> Vec<String> {
     let (client, peer) = (format!("http://{}", member.client()), format!("http://{}", member.peer()));
     let cluster: Vec<_> = all.iter().map(|member| format!("{}=http://{}", member.name, member.peer())).collect();
     let flags = [
@@ -178,11 +261,19 @@ fn flags(member: &Address, all: &[Address], dir: &Path) -> Vec<String> {
         ("--listen-peer-urls", peer.clone()),
         ("--initial-advertise-peer-urls", peer),
         ("--initial-cluster", cluster.join(",")),
-        ("--initial-cluster-state", "new".into()),
+        ("--initial-cluster-state", state.into()),
         ("--initial-cluster-token", "detcd-bench".into()),
         ("--log-level", "error".into()),
     ];
     flags.into_iter().flat_map(|(name, value)| [name.to_string(), value]).collect()
+}
+
+/// How far a member's state is.
+async fn applied(endpoint: &Endpoint) -> Result<u64, Failure> {
+    let mut connection = Connection::open(endpoint).await?;
+    let status = connection.maintenance.status(StatusRequest {}).await;
+    let status = status.map_err(|status| Failure::Run(format!("{endpoint} answers {}", status.message())))?;
+    Ok(status.into_inner().raft_applied_index)
 }
 
 /// A linearizable read: there is a leader, and this member hears it.
@@ -213,7 +304,7 @@ mod tests {
     #[test]
     fn members_get_etcds_flags() {
         let all = [Address::new(0, &[1, 2]), Address::new(1, &[3, 4])];
-        let flags = flags(&all[1], &all, Path::new("/data"));
+        let flags = flags(&all[1], &all, "new", Path::new("/data"));
         let lines: Vec<_> = flags.chunks(2).map(|pair| pair.join(" ")).collect();
         insta::assert_snapshot!(lines.join("\n"), @r"
         --name m2

@@ -69,7 +69,7 @@ fn describe_setup(options: &CompareOptions) -> [String; 3] {
 }
 
 /// What the binary says about itself: etcd's version, and on the second line whose build it is.
-fn version(competitor: &Competitor) -> Result<String, Failure> {
+pub fn version(competitor: &Competitor) -> Result<String, Failure> {
     let Competitor { name, binary } = competitor;
     let failed = |what: String| Failure::Run(format!("{name}: '{} --version' {what}", binary.display()));
     let output = Command::new(binary).arg("--version").output();
@@ -83,7 +83,7 @@ fn version(competitor: &Competitor) -> Result<String, Failure> {
 }
 
 /// Who goes when: indices of competitors.
-fn turn_order(competitors: usize, round: usize) -> Vec<usize> {
+pub fn turn_order(competitors: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<_> = (0..competitors).collect();
     order.rotate_left(round % competitors);
     order

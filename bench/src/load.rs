@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -34,6 +34,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const FAILURES_IN_A_ROW_MAX: u32 = 60;
 /// More failed calls than this part of all, and the figures say nothing.
 const FAILED_SHARE_MAX: f64 = 0.01;
+/// The longest that a load runs beside something.
+const WORK_MAX: Duration = Duration::from_secs(3_600);
 /// How many clients write the keys before the first read.
 const FILL_CLIENTS: u32 = 100;
 
@@ -116,12 +118,36 @@ pub async fn run(plan: &Plan) -> Result<Figures, Failure> {
     if plan.workload.needs_keys() {
         fill(&connections, &plan.data).await?;
     }
-    let job = |until| Job::new(plan.workload, plan.data.clone(), until);
+    let job = |until| Arc::new(Job::new(plan.workload, plan.data.clone(), until));
     if !plan.warmup.is_zero() {
         drive(job(Until::Elapsed(plan.warmup)), plan.clients, &connections).await?;
     }
+    measure(plan, job(plan.until), &connections).await
+}
+
+/// Runs for as long as `work` takes, instead of what the plan says.
+pub async fn run_beside<T>(
+    plan: &Plan,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<(Figures, T), Failure> {
+    let mut connections = Vec::new();
+    for endpoint in plan.endpoints.iter().cycle().take(plan.connections as usize) {
+        connections.push(Connection::open(endpoint).await?);
+    }
+    let job = Arc::new(Job::new(plan.workload, plan.data.clone(), Until::Elapsed(WORK_MAX)));
+    let working = async {
+        let result = work.await;
+        job.over.store(true, Ordering::Relaxed);
+        result
+    };
+    let (figures, result) = tokio::join!(measure(plan, job.clone(), &connections), working);
+    let result = result?;
+    Ok((figures?, result))
+}
+
+async fn measure(plan: &Plan, job: Arc<Job>, connections: &[Connection]) -> Result<Figures, Failure> {
     let (before, start) = (CpuUse::now(&plan.pids)?, Instant::now());
-    let tally = drive(job(plan.until), plan.clients, &connections).await?;
+    let tally = drive(job, plan.clients, connections).await?;
     let (elapsed, after) = (start.elapsed(), CpuUse::now(&plan.pids)?);
     let operations = tally.latencies.count();
     let us_per_op = |cpu: Duration| cpu.as_secs_f64() * 1e6 / operations as f64;
@@ -175,7 +201,7 @@ async fn fill(connections: &[Connection], data: &Data) -> Result<(), Failure> {
     let response = connections[0].clone().kv.range(request).await.map_err(|status| failed_call(&status))?;
     if response.into_inner().count < data.keys as i64 {
         let job = Job::new(Workload::Put, data.in_order(KeyOrder::Sequential), Until::Total(data.keys));
-        drive(job, FILL_CLIENTS, connections).await.map_err(|failure| failure.at("writing the keys"))?;
+        drive(Arc::new(job), FILL_CLIENTS, connections).await.map_err(|failure| failure.at("writing the keys"))?;
     }
     Ok(())
 }
@@ -187,6 +213,8 @@ struct Job {
     until: Until,
     start: Instant,
     next: AtomicU64,
+    /// What it ran beside is done.
+    over: AtomicBool,
     tally: Mutex<Tally>,
 }
 
@@ -199,7 +227,8 @@ struct Tally {
 impl Job {
     fn new(workload: Workload, data: Data, until: Until) -> Job {
         let tally = Tally { latencies: Latencies::new(), failed_calls: 0, last_failure: None };
-        Job { workload, data, until, start: Instant::now(), next: AtomicU64::new(0), tally: Mutex::new(tally) }
+        let (next, over) = (AtomicU64::new(0), AtomicBool::new(false));
+        Job { workload, data, until, start: Instant::now(), next, over, tally: Mutex::new(tally) }
     }
 
     /// The number of the next operation; `None` if there is none left.
@@ -213,7 +242,8 @@ impl Job {
     }
 
     fn time_is_up(&self) -> bool {
-        matches!(self.until, Until::Elapsed(time) if self.start.elapsed() >= time)
+        let elapsed = matches!(self.until, Until::Elapsed(time) if self.start.elapsed() >= time);
+        elapsed || self.over.load(Ordering::Relaxed)
     }
 
     fn note_failure(&self, status: Status) {
@@ -228,8 +258,7 @@ impl Job {
 }
 
 /// Runs `job` with so many clients, each on its part of the connections.
-async fn drive(job: Job, clients: u32, connections: &[Connection]) -> Result<Tally, Failure> {
-    let job = Arc::new(job);
+async fn drive(job: Arc<Job>, clients: u32, connections: &[Connection]) -> Result<Tally, Failure> {
     let mut running = JoinSet::new();
     for client in 0..clients as usize {
         running.spawn(run_client(job.clone(), share(client, clients as usize, connections)));
@@ -254,8 +283,8 @@ async fn drive(job: Job, clients: u32, connections: &[Connection]) -> Result<Tal
         }
     }
     drop(running);
-    let job = Arc::into_inner(job).expect("all clients have ended");
-    let tally = job.tally.into_inner().expect("nothing panics while it holds the tally");
+    let nothing = Tally { latencies: Latencies::new(), failed_calls: 0, last_failure: None };
+    let tally = std::mem::replace(&mut *job.tally(), nothing);
     verdict(tally)
 }
 

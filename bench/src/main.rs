@@ -3,11 +3,13 @@
 //! ```text
 //! detcd-bench load     a closed loop of clients against running servers
 //! detcd-bench compare  clusters of several binaries, started in turns on this machine, as one table
+//! detcd-bench large    what much data takes, competitors in turns, as one table
 //! detcd-bench sim      how fast the simulator simulates
 //! ```
 //!
 //! The code: `cli` reads the arguments, `load` is the closed loop, `workload` what its clients do, `cluster` starts
-//! and stops members, `compare` takes turns, `report` renders; `simulation` runs the
+//! and stops members, `compare` takes turns, `large` does so with
+//! much data in one member, `report` renders; `simulation` runs the
 //! simulator. `process` and `machine` read `/proc`.
 //!
 //! Exit codes: 0, 1 for a failure, 64 for a wrong command line. An error is one line on stderr.
@@ -15,6 +17,7 @@ mod cli;
 mod client;
 mod cluster;
 mod compare;
+mod large;
 mod load;
 mod machine;
 mod os;
@@ -92,6 +95,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Help(_) => unreachable!("answered by main"),
         Command::Load(options) => load::command(&options).await,
         Command::Compare(options) => compare::command(&options).await,
+        Command::Large(options) => large::command(&options).await,
         Command::Sim(options) => simulation::command(&options),
     }
 }

@@ -39,10 +39,10 @@ pub const PROPOSALS_WAITING_MAX: usize = 20_000;
 pub const TAIL_BYTES: u64 = 8 << 20;
 /// Of a small state the tail is no more than one part in so many, though it may always have `TAIL_BYTES_MIN`: to send
 /// the state is cheap then.
-pub const TAIL_STATE_SHARE: u64 = 16;
-pub const TAIL_BYTES_MIN: u64 = 1 << 20;
-/// As leader, keep up to so many times as much for followers that are alive but not there yet: of a small state as much
-/// as the state itself.
+pub const TAIL_STATE_SHARE: u64 = 32;
+pub const TAIL_BYTES_MIN: u64 = 512 << 10;
+/// As leader, keep up to so many times as much for followers that are alive but not there yet: of a small state half as
+/// much as the state itself.
 pub const TAIL_HELD_FACTOR: u64 = 16;
 /// Learners that a cluster may have. etcd's default. One more: "too many learner members".
 pub const LEARNERS_MAX: usize = 1;
@@ -97,6 +97,8 @@ pub const SNAPSHOT_ANSWER_MS: u64 = 120_000;
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 /// The largest raft message a peer may send, in bytes. Larger: the stream is closed.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes that a connection with a peer reads at a time: beyond it the peer waits.
+pub const PEER_READ_BYTES: usize = 64 << 10;
 /// Bytes waiting for one peer; beyond it messages are dropped and the peer is reported unreachable.
 pub const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Inputs waiting for the driver; beyond it requests are refused with "too many requests" (messages of peers are

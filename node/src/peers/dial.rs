@@ -13,7 +13,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use detcd_core::{
     consensus::Message,
     event::NodeEvent,
-    limits::{PEER_MESSAGE_BYTES_MAX, PEER_REDIAL_MS},
+    limits::{PEER_MESSAGE_BYTES_MAX, PEER_READ_BYTES, PEER_REDIAL_MS},
 };
 use http::{Request, Response, StatusCode, request::Builder};
 use http_body_util::{BodyExt, Empty};
@@ -82,7 +82,8 @@ async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(), D
     let io = context.host.net.connect(Role::Peer, &url).await?;
     peer.incoming.cut.store(false, Relaxed);
     peer.incoming.silent_ticks.store(0, Relaxed);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+    let (mut sender, connection) =
+        http1::Builder::new().max_buf_size(PEER_READ_BYTES).handshake(TokioIo::new(io)).await?;
     let mut connection = Connection { peer, driving: Some(Box::pin(connection)) };
     let response = connection.drive(sender.send_request(request(context, peer, address))).await??;
     let run = response.headers().get(RUN_HEADER).and_then(|run| run.to_str().ok()).map(Arc::from);

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use detcd_core::{
     error::Refusal,
+    limits::PEER_READ_BYTES,
     machine::membership::Membership,
     replica::ChangeRequest,
     types::{ClusterId, MemberId},
@@ -34,7 +35,10 @@ pub async fn serve(context: Context, mut listener: Box<dyn Listener>) {
                         async move { Ok::<_, Infallible>(respond(&context, request).await) }
                     });
                     // How a connection ends is the dialler's concern: it comes again.
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
+                    let _ = http1::Builder::new()
+                        .max_buf_size(PEER_READ_BYTES)
+                        .serve_connection(TokioIo::new(io), service)
+                        .await;
                 });
             }
             Err(error) => {

@@ -1,22 +1,19 @@
-//! Records in order: a persistent map whose entries are the records themselves, a word each.
+//! Records in order: a persistent B-tree whose entries are the records themselves, a word each.
 //!
-//! The records stand in leaves of a few dozen, in order; a persistent map (imbl's) finds the leaf by a bound that no
-//! record in it is below. Appending leaves full leaves behind. A clone shares every leaf; a write to a leaf that is
-//! shared copies it.
+//! The records stand in leaves of a few dozen, in order; branches lead to them by bounds. Appending leaves full leaves
+//! behind. A clone shares every node; a write copies those on its way that are shared.
 //!
 //! Invariants:
-//! - Every record in a leaf is at or above the leaf's bound, and below the bound of the next leaf.
-//! - The first leaf, if there is one, has the least bound of all. Only it may be empty.
-use std::{borrow::Borrow, fmt::Debug, ops::Bound, sync::Arc};
-
-use imbl::OrdMap;
+//! - All leaves are equally deep. A branch has a child at least, and one more than bounds.
+//! - Every record below a branch's child is at or above the bound before the child, and below the bound after it.
+use std::{borrow::Borrow, collections::VecDeque, fmt::Debug, ops::Bound, sync::Arc};
 
 use super::{Key, Position, Record};
 
-/// The most records in a leaf: what a write copies while a view is alive.
-const LEAF_MAX: usize = 32;
-/// A leaf with fewer is merged with the one beside it, if they fit into one.
-const LEAF_MIN: usize = 8;
+/// The most records in a leaf, and children of a branch: what a write copies of each while a view is alive.
+const FULL: usize = 32;
+/// A node with less is merged with the one beside it, if they fit into one.
+const SPARSE: usize = 8;
 /// Room that a leaf gets at a time, in records.
 const LEAF_STEP: usize = 8;
 
@@ -28,6 +25,10 @@ pub trait Order {
 
     fn key(record: &Record) -> &Self::Key;
     fn bound(record: &Record) -> Self::Bound;
+
+    fn key_of(bound: &Self::Bound) -> &Self::Key {
+        bound.borrow()
+    }
 }
 
 /// In the order of keys, a record for each.
@@ -66,13 +67,25 @@ impl Order for ByPosition {
 
 #[derive(Debug, Clone)]
 pub struct Sorted<O: Order> {
-    leaves: OrdMap<O::Bound, Arc<Vec<Record>>>,
+    root: Node<O::Bound>,
     len: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Node<B> {
+    Leaf(Arc<Vec<Record>>),
+    Branch(Arc<Branch<B>>),
+}
+
+#[derive(Debug, Clone)]
+struct Branch<B> {
+    bounds: Vec<B>,
+    children: Vec<Node<B>>,
 }
 
 impl<O: Order> Default for Sorted<O> {
     fn default() -> Self {
-        Sorted { leaves: OrdMap::new(), len: 0 }
+        Sorted { root: Node::Leaf(Arc::default()), len: 0 }
     }
 }
 
@@ -82,84 +95,196 @@ impl<O: Order> Sorted<O> {
     }
 
     pub fn get(&self, key: &O::Key) -> Option<&Record> {
-        let (_, leaf) = self.leaves.get_prev(key)?;
-        search::<O>(leaf, key).ok().map(|at| &leaf[at])
+        let mut node = &self.root;
+        loop {
+            match node {
+                Node::Leaf(leaf) => return search::<O>(leaf, key).ok().map(|at| &leaf[at]),
+                Node::Branch(branch) => node = &branch.children[branch.child::<O>(key)],
+            }
+        }
     }
 
     /// Puts the record into its place, and returns the one that had it.
     pub fn insert(&mut self, record: Record) -> Option<Record> {
-        let key = O::key(&record);
-        let last = self.leaves.get_max().map(|(bound, _)| bound).filter(|bound| (*bound).borrow() <= key);
-        let bound = last.or_else(|| self.leaves.get_prev(key).map(|(bound, _)| bound)).cloned();
-        let Some(bound) = bound else {
-            self.leaves.insert(O::Bound::default(), Arc::new(vec![record]));
-            self.len += 1;
-            return None;
-        };
-        let leaf = self.leaf_mut(&bound);
-        match search::<O>(leaf, key) {
-            Ok(at) => return Some(std::mem::replace(&mut leaf[at], record)),
-            Err(at) if leaf.len() < LEAF_MAX => put(leaf, at, record),
-            Err(at) => {
-                // Whoever appends leaves full leaves behind.
-                let middle = if at == LEAF_MAX { LEAF_MAX } else { LEAF_MAX / 2 };
-                let mut right = leaf.split_off(middle);
-                match at.checked_sub(middle) {
-                    Some(at) => put(&mut right, at, record),
-                    None => put(leaf, at, record),
-                }
-                leaf.shrink_to_fit();
-                self.leaves.insert(O::bound(&right[0]), Arc::new(right));
-            }
+        let (replaced, split) = self.root.insert::<O>(record);
+        if let Some((bound, right)) = split {
+            let left = std::mem::replace(&mut self.root, Node::Leaf(Arc::default()));
+            self.root = Node::Branch(Arc::new(Branch { bounds: vec![bound], children: vec![left, right] }));
         }
-        self.len += 1;
-        None
+        self.len += usize::from(replaced.is_none());
+        replaced
     }
 
     pub fn remove(&mut self, key: &O::Key) -> Option<Record> {
-        let (bound, leaf) = self.leaves.get_prev(key)?;
-        let (bound, at) = (bound.clone(), search::<O>(leaf, key).ok()?);
-        let leaf = self.leaf_mut(&bound);
-        let removed = leaf.remove(at);
-        if leaf.len() < LEAF_MIN {
-            self.merge(&bound);
+        self.get(key)?; // what is not there is no reason to copy anything
+        let removed = self.root.remove::<O>(key);
+        while let Node::Branch(branch) = &self.root
+            && let [only] = &branch.children[..]
+        {
+            self.root = only.clone();
         }
         self.len -= 1;
         Some(removed)
     }
 
-    /// Joins a leaf to the one before or after it, if they fit into one.
-    fn merge(&mut self, bound: &O::Bound) {
-        let own = self.leaves[bound.borrow()].len();
-        let fits = |(_, other): &(&O::Bound, &Arc<Vec<Record>>)| own + other.len() <= LEAF_MAX;
-        let key = bound.borrow();
-        let before = self.leaves.range::<_, O::Key>((Bound::Unbounded, Bound::Excluded(key))).next_back().filter(fits);
-        let after = self.leaves.range::<_, O::Key>((Bound::Excluded(key), Bound::Unbounded)).next().filter(fits);
-        let (left, right) = match (before, after) {
-            (Some((before, _)), _) => (before.clone(), bound.clone()),
-            (None, Some((after, _))) => (bound.clone(), after.clone()),
-            // An empty one fits anywhere, but for the only one.
-            (None, None) => return,
-        };
-        let records = self.leaves.remove::<O::Key>(right.borrow()).expect("just found");
-        let leaf = self.leaf_mut(&left);
-        leaf.reserve_exact(records.len());
-        leaf.extend(records.iter().cloned());
-    }
-
-    fn leaf_mut(&mut self, bound: &O::Bound) -> &mut Vec<Record> {
-        Arc::make_mut(self.leaves.get_mut::<O::Key>(bound.borrow()).expect("the bound of a leaf"))
-    }
-
     /// The records within bounds, the first of which is not above the second.
     pub fn range<K: Borrow<O::Key>>(&self, low: Bound<K>, high: Bound<K>) -> impl DoubleEndedIterator<Item = &Record> {
-        let first = match borrowed::<O, K>(&low) {
-            Bound::Included(key) | Bound::Excluded(key) => self.leaves.get_prev(key),
-            Bound::Unbounded => None,
+        let mut leaves = Leaves { nodes: VecDeque::new() };
+        leaves.enter::<O>(&self.root, borrowed::<O, K>(&low), borrowed::<O, K>(&high));
+        leaves.flat_map(move |leaf| within::<O>(leaf, borrowed::<O, K>(&low), borrowed::<O, K>(&high)).iter())
+    }
+}
+
+/// What an insertion came to: the record replaced, and what was split off with the bound before it.
+type Inserted<B> = (Option<Record>, Option<(B, Node<B>)>);
+
+impl<B: Clone> Node<B> {
+    /// Records or children.
+    fn len(&self) -> usize {
+        match self {
+            Node::Leaf(leaf) => leaf.len(),
+            Node::Branch(branch) => branch.children.len(),
+        }
+    }
+
+    fn insert<O: Order<Bound = B>>(&mut self, record: Record) -> Inserted<B> {
+        match self {
+            Node::Leaf(leaf) => insert_into_leaf::<O>(Arc::make_mut(leaf), record),
+            Node::Branch(branch) => Arc::make_mut(branch).insert::<O>(record),
+        }
+    }
+
+    /// Removes the record with this key, which is there.
+    fn remove<O: Order<Bound = B>>(&mut self, key: &O::Key) -> Record {
+        match self {
+            Node::Leaf(leaf) => {
+                let at = search::<O>(leaf, key).expect("it is there");
+                Arc::make_mut(leaf).remove(at)
+            }
+            Node::Branch(branch) => Arc::make_mut(branch).remove::<O>(key),
+        }
+    }
+
+    /// Takes in what follows after `bound`, a node of the same depth.
+    fn append(&mut self, bound: B, right: Node<B>) {
+        match (self, right) {
+            (Node::Leaf(left), Node::Leaf(right)) => {
+                let left = Arc::make_mut(left);
+                left.reserve_exact(right.len());
+                left.extend(right.iter().cloned());
+            }
+            (Node::Branch(left), Node::Branch(right)) => {
+                let left = Arc::make_mut(left);
+                left.bounds.push(bound);
+                left.bounds.extend(right.bounds.iter().cloned());
+                left.children.extend(right.children.iter().cloned());
+            }
+            _ => unreachable!("all leaves are equally deep"),
+        }
+    }
+}
+
+impl<B: Clone> Branch<B> {
+    /// The place of the child that a key is below.
+    fn child<O: Order<Bound = B>>(&self, key: &O::Key) -> usize {
+        self.bounds.partition_point(|bound| O::key_of(bound) <= key)
+    }
+
+    fn insert<O: Order<Bound = B>>(&mut self, record: Record) -> Inserted<B> {
+        let at = self.child::<O>(O::key(&record));
+        let (replaced, split) = self.children[at].insert::<O>(record);
+        let Some((bound, right)) = split else { return (replaced, None) };
+        self.bounds.insert(at, bound);
+        self.children.insert(at + 1, right);
+        if self.children.len() <= FULL {
+            return (replaced, None);
+        }
+        let middle = if at + 2 == self.children.len() { FULL } else { FULL / 2 };
+        let right = Branch { bounds: self.bounds.split_off(middle), children: self.children.split_off(middle) };
+        let bound = self.bounds.pop().expect("there is one before each child but the first");
+        (replaced, Some((bound, Node::Branch(Arc::new(right)))))
+    }
+
+    fn remove<O: Order<Bound = B>>(&mut self, key: &O::Key) -> Record {
+        let at = self.child::<O>(key);
+        let removed = self.children[at].remove::<O>(key);
+        if self.children[at].len() < SPARSE {
+            let fits = |left: &usize| self.children[*left].len() + self.children[*left + 1].len() <= FULL;
+            let pairs = [at.checked_sub(1), Some(at).filter(|at| at + 1 < self.children.len())];
+            if let Some(left) = pairs.into_iter().flatten().find(fits) {
+                let (bound, right) = (self.bounds.remove(left), self.children.remove(left + 1));
+                self.children[left].append(bound, right);
+            }
+        }
+        removed
+    }
+}
+
+fn insert_into_leaf<O: Order>(leaf: &mut Vec<Record>, record: Record) -> Inserted<O::Bound> {
+    match search::<O>(leaf, O::key(&record)) {
+        Ok(at) => (Some(std::mem::replace(&mut leaf[at], record)), None),
+        Err(at) if leaf.len() < FULL => {
+            put(leaf, at, record);
+            (None, None)
+        }
+        Err(at) => {
+            // Whoever appends leaves full leaves behind.
+            let middle = if at == FULL { FULL } else { FULL / 2 };
+            let mut right = leaf.split_off(middle);
+            match at.checked_sub(middle) {
+                Some(at) => put(&mut right, at, record),
+                None => put(leaf, at, record),
+            }
+            leaf.shrink_to_fit();
+            (None, Some((O::bound(&right[0]), Node::Leaf(Arc::new(right)))))
+        }
+    }
+}
+
+/// Leaves from either end; branches are opened when it is their turn.
+struct Leaves<'a, B> {
+    nodes: VecDeque<&'a Node<B>>,
+}
+
+impl<'a, B: Clone> Leaves<'a, B> {
+    /// Adds what of a node can be within bounds.
+    fn enter<O: Order<Bound = B>>(&mut self, node: &'a Node<B>, low: Bound<&O::Key>, high: Bound<&O::Key>) {
+        let Node::Branch(branch) = node else { return self.nodes.push_back(node) };
+        let child_of = |bound, unbounded| match bound {
+            Bound::Included(key) | Bound::Excluded(key) => branch.child::<O>(key),
+            Bound::Unbounded => unbounded,
         };
-        let first = first.map_or(Bound::Unbounded, |(bound, _)| Bound::Included(bound.borrow()));
-        let leaves = self.leaves.range::<_, O::Key>((first, borrowed::<O, K>(&high)));
-        leaves.flat_map(move |(_, leaf)| within::<O>(leaf, borrowed::<O, K>(&low), borrowed::<O, K>(&high)).iter())
+        let (first, last) = (child_of(low, 0), child_of(high, branch.children.len() - 1));
+        if first == last {
+            return self.enter::<O>(&branch.children[first], low, high);
+        }
+        self.enter::<O>(&branch.children[first], low, Bound::Unbounded);
+        self.nodes.extend(branch.children.get(first + 1..last).into_iter().flatten());
+        self.enter::<O>(&branch.children[last], Bound::Unbounded, high);
+    }
+}
+
+impl<'a, B> Iterator for Leaves<'a, B> {
+    type Item = &'a [Record];
+
+    fn next(&mut self) -> Option<&'a [Record]> {
+        loop {
+            match self.nodes.pop_front()? {
+                Node::Leaf(leaf) => return Some(leaf),
+                Node::Branch(branch) => branch.children.iter().rev().for_each(|child| self.nodes.push_front(child)),
+            }
+        }
+    }
+}
+
+impl<B> DoubleEndedIterator for Leaves<'_, B> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.nodes.pop_back()? {
+                Node::Leaf(leaf) => return Some(leaf),
+                Node::Branch(branch) => self.nodes.extend(&branch.children),
+            }
+        }
     }
 }
 
@@ -172,6 +297,10 @@ fn borrowed<O: Order, K: Borrow<O::Key>>(bound: &Bound<K>) -> Bound<&O::Key> {
 }
 
 fn search<O: Order>(leaf: &[Record], key: &O::Key) -> Result<usize, usize> {
+    // Who appends needs to see the last one only: each record that is looked at is a walk through memory.
+    if leaf.last().is_none_or(|last| O::key(last) < key) {
+        return Err(leaf.len());
+    }
     leaf.binary_search_by(|record| O::key(record).cmp(key))
 }
 
@@ -203,23 +332,42 @@ fn within<'a, O: Order>(leaf: &'a [Record], low: Bound<&O::Key>, high: Bound<&O:
 #[cfg(test)]
 impl<O: Order> Sorted<O> {
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Record> {
-        self.leaves.values().flat_map(|leaf| leaf.iter())
+        Leaves { nodes: [&self.root].into() }.flatten()
     }
 
     /// Checks the invariants in the module's head.
     pub fn check(&self) {
-        let bounds: Vec<_> = self.leaves.keys().collect();
-        assert!(bounds.first().is_none_or(|least| **least == O::Bound::default()));
-        for (at, (bound, leaf)) in self.leaves.iter().enumerate() {
-            assert!(leaf.len() <= LEAF_MAX && (at == 0 || !leaf.is_empty()));
-            let inside = |record: &Record| {
-                let key = O::key(record);
-                key >= bound.borrow() && bounds.get(at + 1).is_none_or(|next| key < (**next).borrow())
-            };
-            assert!(leaf.iter().all(inside));
-        }
+        self.root.check::<O>(&O::Bound::default(), None);
         assert!(self.iter().is_sorted_by(|one, other| O::key(one) < O::key(other)));
         assert_eq!(self.iter().count(), self.len);
+    }
+}
+
+#[cfg(test)]
+impl<B: Ord + Clone> Node<B> {
+    /// Everything is at or above one bound and below the other. How deep it goes.
+    fn check<O: Order<Bound = B>>(&self, low: &B, high: Option<&B>) -> usize {
+        assert!(self.len() <= FULL);
+        match self {
+            Node::Leaf(leaf) => {
+                let inside = |key| O::key_of(low) <= key && high.is_none_or(|high| key < O::key_of(high));
+                assert!(leaf.iter().all(|record| inside(O::key(record))));
+                1
+            }
+            Node::Branch(branch) => {
+                assert_eq!(branch.children.len(), branch.bounds.len() + 1);
+                let lows = std::iter::once(low).chain(&branch.bounds);
+                let highs = branch.bounds.iter().map(Some).chain([high]);
+                let depths: Vec<_> = branch
+                    .children
+                    .iter()
+                    .zip(lows.zip(highs))
+                    .map(|(child, (low, high))| child.check::<O>(low, high))
+                    .collect();
+                assert!(depths.iter().all(|depth| *depth == depths[0]));
+                depths[0] + 1
+            }
+        }
     }
 }
 
@@ -241,14 +389,14 @@ mod tests {
         /// Runs of keys, up and down, that are put or removed, so that leaves fill, split, empty and merge.
         #[test]
         fn it_is_a_map_and_views_of_it_stay(
-            runs in vec((any::<bool>(), any::<bool>(), 0u16..500, 1u16..120), 1..20),
-            (low, high) in (0u16..500, 0u16..500),
+            runs in vec((any::<bool>(), any::<bool>(), 0u16..2_000, 1u16..1_500, 1u16..5), 1..20),
+            (low, high) in (0u16..2_500, 0u16..2_500),
         ) {
             let (mut map, mut plain, mut main) = (Sorted::<ByKey>::default(), BTreeMap::new(), 0);
-            for (inserts, up, first, count) in runs {
+            for (inserts, up, first, count, stride) in runs {
                 let (view, before) = (map.clone(), plain.clone());
                 for step in 0..count {
-                    let key = if up { first + step } else { first + count - step };
+                    let key = if up { first + step * stride } else { first + (count - step) * stride };
                     main += 1;
                     let (was, expected) = match inserts {
                         true => (map.insert(record(key, main)), plain.insert(key, record(key, main))),
@@ -259,7 +407,7 @@ mod tests {
                 map.check();
                 prop_assert!(map.iter().eq(plain.values()));
                 prop_assert!(view.iter().eq(before.values()));
-                prop_assert_eq!(map.get(&low.to_be_bytes()), plain.get(&low));
+                prop_assert!((0..8_000).all(|key: u16| map.get(&key.to_be_bytes()) == plain.get(&key)));
             }
             let (low, high) = (low.min(high), low.max(high));
             let (low_key, high_key) = (&low.to_be_bytes()[..], &high.to_be_bytes()[..]);
@@ -277,10 +425,25 @@ mod tests {
     }
 
     #[test]
-    fn appending_leaves_full_leaves_behind() {
+    fn keys_in_any_order_are_found_and_are_all_removed() {
+        let mut map = Sorted::<ByKey>::default();
+        let keys = || (0..u16::MAX).map(|number| number.wrapping_mul(40_503)); // all over the place, each once
+        keys().for_each(|key| assert!(map.insert(record(key, 1)).is_none()));
+        map.check();
+        for key in keys() {
+            assert!(map.remove(&key.to_be_bytes()).is_some());
+            assert!(map.get(&key.to_be_bytes()).is_none());
+        }
+        map.check();
+        assert_eq!((map.len(), map.root.len()), (0, 0));
+    }
+
+    #[test]
+    fn appending_leaves_full_nodes_behind() {
         let mut history = Sorted::<ByPosition>::default();
-        (0..1_000).for_each(|main| assert!(history.insert(record(0, main)).is_none()));
+        (0..10_000).for_each(|main| assert!(history.insert(record(0, main)).is_none()));
         history.check();
-        assert_eq!(history.leaves.len(), 1_000_usize.div_ceil(LEAF_MAX));
+        let leaves = Leaves { nodes: [&history.root].into() };
+        assert_eq!(leaves.count(), 10_000_usize.div_ceil(FULL));
     }
 }
