@@ -2,7 +2,7 @@
 //!
 //! The order turns with the rounds, so that whatever one competitor leaves behind (a warm cache, a busy disk, a slow
 //! minute of the machine) meets each of them. What a row reports is the median of its rounds.
-use std::{fs, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
 use crate::{
     Failure,
@@ -40,13 +40,7 @@ pub async fn command(options: &CompareOptions) -> Result<(), Failure> {
     }
     let rows = measure(options).await?;
     let competitors = options.competitors.iter().map(|competitor| competitor.name.clone()).collect();
-    let text = Report { facts, competitors, rows }.render();
-    print!("{text}");
-    match &options.out {
-        Some(path) => fs::write(path, text)
-            .map_err(|error| Failure::Run(format!("cannot write {}: {error}; the table is above", path.display()))),
-        None => Ok(()),
-    }
+    Report { facts, competitors, rows }.publish(options.out.as_deref())
 }
 
 fn describe_setup(options: &CompareOptions) -> [String; 3] {

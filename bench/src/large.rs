@@ -4,7 +4,7 @@
 //! The load is the same in every row: a few clients that overwrite keys at random. Beside it one thing happens at a
 //! time. A competitor writes checkpoints when it wants to; `--snapshot-count` of a few entries makes it write one after
 //! the other, so that a load of some seconds is sure to meet them.
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use detcd_node::proto::etcdserverpb::SnapshotRequest;
 
@@ -71,13 +71,7 @@ pub async fn command(options: &LargeOptions) -> Result<(), Failure> {
         }
     }
     let competitors = options.competitors.iter().map(|competitor| competitor.name.clone()).collect();
-    let text = Report { facts, competitors, rows }.render();
-    print!("{text}");
-    match &options.out {
-        Some(path) => fs::write(path, text)
-            .map_err(|error| Failure::Run(format!("cannot write {}: {error}; the table is above", path.display()))),
-        None => Ok(()),
-    }
+    Report { facts, competitors, rows }.publish(options.out.as_deref())
 }
 
 fn row(name: &str, competitors: usize) -> ReportRow {

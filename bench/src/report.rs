@@ -1,7 +1,9 @@
 //! A comparison as Markdown: medians first, then every round.
 //!
 //! A row's measures are what its first competitor brought in its first round; nothing here knows what they mean.
-use crate::stats::median;
+use std::{fs, path::Path};
+
+use crate::{Failure, stats::median};
 
 /// A quantity that a row yields once a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +32,15 @@ pub struct ReportRow {
 }
 
 impl Report {
+    /// Prints it and, if asked to, writes it to a file.
+    pub fn publish(&self, out: Option<&Path>) -> Result<(), Failure> {
+        let text = self.render();
+        print!("{text}");
+        let failed =
+            |path: &Path, error| Failure::Run(format!("cannot write {}: {error}; the table is above", path.display()));
+        out.map_or(Ok(()), |path| fs::write(path, text).map_err(|error| failed(path, error)))
+    }
+
     pub fn render(&self) -> String {
         let facts: String = self.facts.iter().map(|fact| format!("- {fact}\n")).collect();
         format!("{facts}\n{}\n{}", self.render_medians(), self.render_rounds())

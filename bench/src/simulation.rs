@@ -1,5 +1,5 @@
 //! How fast the simulator is: simulated seconds in a second of one core's time, idle and under load.
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use serde::Deserialize;
 
@@ -45,13 +45,7 @@ pub fn command(options: &SimOptions) -> Result<(), Failure> {
         "three members; one process, one thread; the clients, the history and every law in the same process".into(),
         format!("{} rounds; idle: nobody calls; {} and {} simulated seconds", options.rounds, ROWS[0].2, ROWS[1].2),
     ];
-    let text = Report { facts, competitors: vec!["cargo sim".into()], rows }.render();
-    print!("{text}");
-    match &options.out {
-        Some(path) => fs::write(path, text)
-            .map_err(|error| Failure::Run(format!("cannot write {}: {error}; the table is above", path.display()))),
-        None => Ok(()),
-    }
+    Report { facts, competitors: vec!["cargo sim".into()], rows }.publish(options.out.as_deref())
 }
 
 fn run(simulator: &Path, load: &str, seconds: u64) -> Result<Vec<Reading>, Failure> {

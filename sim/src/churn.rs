@@ -4,6 +4,7 @@
 //! and an empty machine takes its place. At the end of each day it is counted what there is.
 use std::{fmt, sync::Arc, time::Duration};
 
+use detcd_node::{host::Net, proto::etcdserverpb as pb};
 use parking_lot::Mutex;
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     scenario::Scenario,
     schedule::{Schedule, Start},
     seed::Seed,
-    workload::{Operator, put},
+    workload::{Channel, Operator},
     world::{
         clock::SimTime,
         cluster::{Cluster, client_ip},
@@ -33,6 +34,8 @@ nemesis = [{ kind = "replace", on = "any", every_ms = 300_000, for_ms = [100_000
 "#;
 /// About a thousand a month.
 const WRITES_PER_DAY: u32 = 34;
+/// How long a member has to answer before another one is asked.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The cluster has found its size by then.
 const GROWN_UP: usize = 3;
 /// What a removed id may cost a member for ever, in bytes, in memory and on disk each.
@@ -177,11 +180,19 @@ async fn write(cluster: Cluster) {
     for count in 0u64.. {
         cluster.time.sleep_until(cluster.time.now() + DAY / WRITES_PER_DAY).await;
         for number in cluster.numbers() {
-            if put(&*net, number, &format!("k{}", count % 10), &format!("v{count}")).await {
+            let write = put(&*net, number, format!("k{}", count % 10), format!("v{count}"));
+            if madsim::time::timeout(PATIENCE, write).await.unwrap_or(false) {
                 break;
             }
         }
     }
+}
+
+/// Whether this node took it.
+async fn put(net: &dyn Net, node: NodeNumber, key: String, value: String) -> bool {
+    let Ok(channel) = Channel::connect(net, node, PATIENCE).await else { return false };
+    let request = pb::PutRequest { key: key.into(), value: value.into(), ..Default::default() };
+    pb::kv_client::KvClient::with_origin(channel, Channel::origin(node)).put(request).await.is_ok()
 }
 
 #[cfg(test)]

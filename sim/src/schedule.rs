@@ -155,30 +155,16 @@ pub struct Stand {
     pub spares: Vec<NodeNumber>,
 }
 
-impl Stand {
-    /// Whether one that runs may be such a victim.
-    pub fn is(&self, number: NodeNumber, victim: Victim) -> bool {
-        let leader = self.leader.filter(|leader| self.running.contains(leader));
-        match victim {
-            Victim::Leader => leader == Some(number),
-            Victim::Follower => leader.is_some_and(|leader| leader != number),
-            Victim::Learner => self.learners.contains(&number),
-            Victim::Node(node) => node == number,
-            Victim::Any | Victim::All => true,
-            Victim::Spare => false,
-        }
-    }
-}
-
 impl Planned {
     /// Whom it strikes, as things stand. Nobody: it cannot strike yet.
     pub fn victims(&self, stand: &Stand) -> Vec<NodeNumber> {
         let one_of = |candidates: Vec<NodeNumber>| self.order.of(&candidates).into_iter().take(1).collect();
-        let running = || stand.running.iter().copied();
+        let leader = stand.leader.filter(|leader| stand.running.contains(leader));
+        let may_be = |victim: Victim, number| victim.may_be(number, leader, stand.learners.contains(&number));
         match self.victim {
             Victim::All => stand.running.clone(),
             Victim::Spare => one_of(stand.spares.clone()),
-            victim => one_of(running().filter(|&number| stand.is(number, victim)).collect()),
+            victim => one_of(stand.running.iter().copied().filter(|&number| may_be(victim, number)).collect()),
         }
     }
 

@@ -37,7 +37,8 @@ pub async fn find_cluster(config: &Config, host: &Host, has_run: bool) -> Result
                 Ok((cluster, members)) => match members.iter().find(|member| sorted(&member.peer_urls) == own) {
                     // Who has said its name has run, and has data. This may be one that was removed since.
                     Some(member) if !member.name.is_empty() && !has_run => reasons.push(format!(
-                        "{url} knows the member {} with these URLs, but that one has started before",
+                        "{url} knows the member {} with these URLs, but that one has started before; if its data \
+                         is lost, remove it and add it anew",
                         member.id
                     )),
                     Some(member) => return Ok((Metadata { member: member.id, cluster }, members)),

@@ -11,10 +11,8 @@ use detcd_core::{
 pub struct Replay {
     metadata: Option<Metadata>,
     hard_state: HardState,
-    /// Where the entries begin, if a mark or the first entry told: the index right before them.
-    before: Option<Index>,
-    /// Only the first entry told.
-    before_is_guessed: bool,
+    /// Where the entries begin, once it is known.
+    before: Option<Before>,
     entries: Vec<Entry>,
     /// Every mark that counts.
     marks: Vec<(Index, Term)>,
@@ -24,6 +22,15 @@ pub struct Replay {
     read_any: bool,
 }
 
+/// The index right before the entries.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    index: Index,
+    /// No mark told it, but the first entry: the segment that reading begins with may itself begin in the middle of a
+    /// history that was taken back later, further than to its own beginning.
+    is_guessed: bool,
+}
+
 /// A mark counts once a commit index has reached it. The two are written at once: if a crash has left the mark alone,
 /// the log is what it was before, and goes on from there as if the mark had never been.
 struct OpenMark {
@@ -31,7 +38,7 @@ struct OpenMark {
     /// Where its record begins if it is in the last segment, and the checksum up to there.
     place: Option<(usize, u32)>,
     /// What it makes void: the log before it, if that is of another history.
-    void: Option<(Option<Index>, Vec<Entry>)>,
+    void: Option<(Option<Before>, Vec<Entry>)>,
 }
 
 impl Replay {
@@ -63,7 +70,7 @@ impl Replay {
     }
 
     fn last(&self) -> Option<Index> {
-        self.entries.last().map(|entry| Index(entry.index)).or(self.before)
+        self.entries.last().map(|entry| Index(entry.index)).or(self.before.map(|before| before.index))
     }
 
     fn record(&mut self, record: Record, place: Option<(usize, u32)>) -> Result<(), String> {
@@ -90,16 +97,13 @@ impl Replay {
         if self.open.as_ref().is_some_and(|open| entry.index <= open.mark.0.0) {
             self.forget_open_mark();
         }
-        // The segment that reading begins with may itself begin in the middle of a history that was taken back later,
-        // further than to its own beginning.
-        let goes_back = self.before_is_guessed
-            && self.before.is_some_and(|before| entry.index <= before.0)
-            && entry.index > self.hard_state.commit.0;
-        if self.before.is_none() || goes_back {
-            (self.before, self.before_is_guessed) = (Some(Index(entry.index.saturating_sub(1))), true);
+        let open = entry.index > self.hard_state.commit.0;
+        let goes_back = |before: Before| before.is_guessed && open && entry.index <= before.index.0;
+        if self.before.is_none_or(goes_back) {
+            self.before = Some(Before { index: Index(entry.index.saturating_sub(1)), is_guessed: true });
             self.entries.clear();
         }
-        let before = self.before.expect("known by now");
+        let before = self.before.expect("known by now").index;
         let last = self.last().expect("known by now");
         if entry.index <= before.0 || entry.index > last.0 + 1 {
             return Err(format!("entry {} follows entry {last}", entry.index));
@@ -113,17 +117,17 @@ impl Replay {
     fn mark(&mut self, mark: &SnapshotMark, place: Option<(usize, u32)>) {
         self.forget_open_mark();
         let known = self.before.and_then(|before| {
-            let at = mark.index.0.checked_sub(before.0 + 1)?;
+            let at = mark.index.0.checked_sub(before.index.0 + 1)?;
             self.entries.get(at as usize).map(|entry| Term(entry.term))
         });
         // Where reading begins, a mark may be of what comes before.
         let of_before = self.last().is_none_or(|last| mark.index < last) && known.is_none();
         let mut void = None;
+        let told = Before { index: mark.index, is_guessed: false };
         if mark.index == Index(0) {
-            self.before = Some(Index(0));
+            self.before = Some(told);
         } else if known != Some(mark.term) && !of_before {
-            void = Some((self.before.replace(mark.index), std::mem::take(&mut self.entries)));
-            self.before_is_guessed = false;
+            void = Some((self.before.replace(told), std::mem::take(&mut self.entries)));
         }
         let mark = (mark.index, mark.term);
         if mark.0 <= self.hard_state.commit {
@@ -222,19 +226,26 @@ mod tests {
 
     #[test]
     fn a_history_that_was_taken_back_may_begin_before_the_segment() {
-        // What is read begins at 8; another leader wrote 7 anew, and a state stands in for all of it.
+        // What is read begins at 9; another leader wrote 8 anew, and a state stands in for all of it.
         let mut bytes = Vec::new();
         let mut writer = Writer::new(0);
         writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(2) }, Some(state(6)));
-        [8, 9, 7, 8].map(entry).iter().for_each(|entry| writer.entry(&mut bytes, entry));
+        [9, 10, 8, 9].map(entry).iter().for_each(|entry| writer.entry(&mut bytes, entry));
         let damaged = {
             let (mut writer, mut bytes) = (writer.clone(), bytes.clone());
             writer.entry(&mut bytes, &entry(6)); // that was committed
             bytes
         };
         writer.snapshot(&mut bytes, &mark(20));
+        // A mark that a torn write left alone changes nothing about that.
+        let torn = {
+            let (mut writer, mut bytes) = (writer.clone(), bytes.clone());
+            [7, 8].map(entry).iter().for_each(|entry| writer.entry(&mut bytes, entry));
+            bytes
+        };
         writer.state(&mut bytes, state(20));
         assert_eq!(read(&bytes, 20), Some((20, vec![], bytes.len())));
+        assert!(Replay::default().segment(&torn, true).is_ok());
         assert!(Replay::default().segment(&damaged, true).is_err());
     }
 

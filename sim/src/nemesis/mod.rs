@@ -219,11 +219,10 @@ impl Inner {
     }
 
     fn stand(&self) -> Stand {
-        let number = |number: &NodeNumber| self.works(*number);
         let spares = self.cluster.numbers().filter(|number| number.0 > self.founders);
         let state = self.state.lock();
         Stand {
-            running: self.cluster.numbers().filter(number).collect(),
+            running: self.cluster.numbers().filter(|number| self.works(*number)).collect(),
             leader: self.recorder.leader(),
             learners: self.cluster.numbers().filter(|number| self.recorder.is_learner(*number)).collect(),
             spares: spares.filter(|number| !self.works(*number) && !state.guests.contains(number)).collect(),

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use detcd_core::event::{NodeEvent, Role};
 
 use super::{
-    Law, Verdict, Violation,
+    Law, Resident, Verdict, Violation,
     case::{Case, Finding},
     log::{MemberLog, Promise, Stamp},
-    of_node,
+    moves_in, of_node,
 };
 use crate::history::{Event, NodeNumber, Stamped};
 
@@ -52,6 +52,12 @@ impl Durability {
     }
 }
 
+impl Resident for Member {
+    fn id(&mut self) -> &mut u64 {
+        &mut self.id
+    }
+}
+
 impl Law for Durability {
     fn name(&self) -> &'static str {
         "durability"
@@ -59,12 +65,7 @@ impl Law for Durability {
 
     fn observe(&mut self, event: &Stamped) {
         match &event.event {
-            Event::Started { node, member } => {
-                let own = of_node(&mut self.members, *node);
-                if own.id != *member {
-                    *own = Member { id: *member, ..Member::default() };
-                }
-            }
+            Event::Started { node, member } => moves_in(&mut self.members, *node, *member),
             Event::Tampered { node } => of_node(&mut self.members, *node).log.tamper(),
             Event::Node { node, event: what } if !self.case.is_closed() => {
                 let finding = self.look(event.sequence, *node, what);

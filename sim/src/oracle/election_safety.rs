@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, VecDeque};
 use detcd_core::event::{NodeEvent, Role};
 
 use super::{
-    Law, Verdict, Violation,
+    Law, Resident, Verdict, Violation,
     case::{Case, Finding},
     log::Promise,
-    of_node,
+    moves_in, of_node,
 };
 use crate::history::{Event, NodeNumber, Stamped};
 
@@ -34,6 +34,12 @@ struct Member {
     pending: VecDeque<(u64, Promise)>,
 }
 
+impl Resident for Member {
+    fn id(&mut self) -> &mut u64 {
+        &mut self.id
+    }
+}
+
 impl Law for ElectionSafety {
     fn name(&self) -> &'static str {
         "election_safety"
@@ -45,10 +51,7 @@ impl Law for ElectionSafety {
         }
         let finding = match &event.event {
             Event::Started { node, member } => {
-                let own = of_node(&mut self.members, *node);
-                if own.id != *member {
-                    *own = Member { id: *member, ..Member::default() };
-                }
+                moves_in(&mut self.members, *node, *member);
                 Ok(())
             }
             Event::Tampered { node } => {

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use detcd_core::event::{NodeEvent, Role};
 
 use super::{
-    Law, Verdict, Violation,
+    Law, Resident, Verdict, Violation,
     case::{Case, Finding},
     log::{MemberLog, Promise, Stamp},
-    of_node,
+    moves_in, of_node,
 };
 use crate::history::{Event, NodeNumber, Stamped};
 
@@ -35,6 +35,12 @@ struct Member {
     checked: usize,
 }
 
+impl Resident for Member {
+    fn id(&mut self) -> &mut u64 {
+        &mut self.id
+    }
+}
+
 impl Law for LogMatching {
     fn name(&self) -> &'static str {
         "log_matching"
@@ -45,12 +51,7 @@ impl Law for LogMatching {
             return;
         }
         match &event.event {
-            Event::Started { node, member } => {
-                let own = of_node(&mut self.members, *node);
-                if own.id != *member {
-                    *own = Member { id: *member, ..Member::default() };
-                }
-            }
+            Event::Started { node, member } => moves_in(&mut self.members, *node, *member),
             Event::Tampered { node } => {
                 let own = of_node(&mut self.members, *node);
                 own.log.tamper();

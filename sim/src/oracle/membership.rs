@@ -12,9 +12,9 @@ use detcd_core::{
 };
 
 use super::{
-    Law, Verdict, Violation,
+    Law, Resident, Verdict, Violation,
     case::{Case, Finding},
-    of_node,
+    moves_in, of_node,
 };
 use crate::history::{Change, Event, NodeNumber, Peer, Stamped};
 
@@ -73,6 +73,12 @@ impl Configuration {
     }
 }
 
+impl Resident for Member {
+    fn id(&mut self) -> &mut u64 {
+        &mut self.id
+    }
+}
+
 impl Law for Membership {
     fn name(&self) -> &'static str {
         "membership"
@@ -84,10 +90,7 @@ impl Law for Membership {
         }
         let finding = match &event.event {
             Event::Started { node, member } => {
-                let own = of_node(&mut self.members, *node);
-                if own.id != *member {
-                    *own = Member { id: *member, known: 0 };
-                }
+                moves_in(&mut self.members, *node, *member);
                 Ok(())
             }
             Event::Node { node, event: what } => self.look(event.sequence, *node, what),

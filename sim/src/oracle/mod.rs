@@ -142,6 +142,20 @@ fn is_judged(event: &Event) -> bool {
     !matches!(event, NodeEvent::Sent { .. } | NodeEvent::Received { .. } | NodeEvent::ReadConfirmed { .. })
 }
 
+/// What a law knows of one member.
+trait Resident: Default {
+    fn id(&mut self) -> &mut u64;
+}
+
+/// A process starts on this node: if it is of another member than the last one, nothing is known of it.
+fn moves_in<T: Resident>(list: &mut Vec<T>, node: NodeNumber, member: u64) {
+    let own = of_node(list, node);
+    if *own.id() != member {
+        *own = T::default();
+        *own.id() = member;
+    }
+}
+
 /// A node's own place in a list that grows with the nodes seen.
 fn of_node<T: Default>(list: &mut Vec<T>, node: NodeNumber) -> &mut T {
     if list.len() <= node.0 {

@@ -257,6 +257,20 @@ pub enum Victim {
     All,
 }
 
+impl Victim {
+    /// Whether a node that runs may be the one that is meant.
+    pub fn may_be(self, number: NodeNumber, leader: Option<NodeNumber>, is_learner: bool) -> bool {
+        match self {
+            Victim::Leader => leader == Some(number),
+            Victim::Follower => leader.is_some_and(|leader| leader != number),
+            Victim::Learner => is_learner,
+            Victim::Node(node) => node == number,
+            Victim::Any | Victim::All => true,
+            Victim::Spare => false,
+        }
+    }
+}
+
 impl fmt::Display for Victim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

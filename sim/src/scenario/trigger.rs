@@ -49,7 +49,9 @@ impl Trigger {
         let side = words.next_if(|word| ["before", "after"].contains(word));
         let word = words.next().ok_or("expected [before|after] POINT [COUNT] [after POINT]")?;
         let point = Point::parse(side, word)?;
-        let count = words.next_if(|word| word.parse::<u64>().is_ok()).map_or(1, |word| word.parse().unwrap_or(1));
+        let count = words.peek().and_then(|word| word.parse::<u64>().ok());
+        words.next_if(|_| count.is_some());
+        let count = count.unwrap_or(1);
         if count == 0 {
             return Err("expected a count of at least 1".into());
         }

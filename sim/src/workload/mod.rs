@@ -8,12 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-pub use self::{
-    channel::Channel,
-    client::Client,
-    operator::{Operator, put},
-    watcher::Watcher,
-};
+pub use self::{channel::Channel, client::Client, operator::Operator, watcher::Watcher};
 use crate::history::{NodeNumber, Text};
 
 /// The value of each key that some client saw last.

@@ -93,18 +93,6 @@ impl Operator {
     }
 }
 
-/// Whether this node took the write.
-pub async fn put(net: &dyn Net, node: NodeNumber, key: &str, value: &str) -> bool {
-    let bytes = |text: &str| bytes::Bytes::copy_from_slice(text.as_bytes());
-    let request = pb::PutRequest { key: bytes(key), value: bytes(value), ..Default::default() };
-    let answer = async {
-        let channel = Channel::connect(net, node, PATIENCE).await;
-        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-        pb::kv_client::KvClient::with_origin(channel, Channel::origin(node)).put(request).await
-    };
-    within(answer).await.is_ok()
-}
-
 async fn within<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let silence = || Status::deadline_exceeded("no answer in time");
     madsim::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(silence()))

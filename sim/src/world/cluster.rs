@@ -173,10 +173,6 @@ impl Cluster {
         self.node(number).state.lock().member
     }
 
-    pub fn number_of(&self, member: u64) -> Option<NodeNumber> {
-        self.numbers().find(|number| self.member(*number) == member)
-    }
-
     pub fn is_paused(&self, number: NodeNumber) -> bool {
         self.node(number).state.lock().paused
     }

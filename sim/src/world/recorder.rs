@@ -240,15 +240,7 @@ impl Record {
 impl Ambush {
     /// Whether that was it.
     fn comes_to(&mut self, node: NodeNumber, point: Point, leader: Option<NodeNumber>, is_learner: bool) -> bool {
-        let is_meant = match self.by {
-            Victim::Leader => leader == Some(node),
-            Victim::Follower => leader.is_some_and(|leader| leader != node),
-            Victim::Learner => is_learner,
-            Victim::Node(number) => number == node,
-            Victim::Any | Victim::All => true,
-            Victim::Spare => false,
-        };
-        if !is_meant {
+        if !self.by.may_be(node, leader, is_learner) {
             return false;
         }
         let Some(count) = self.counts.get_mut(&node) else {

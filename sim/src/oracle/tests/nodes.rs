@@ -101,6 +101,12 @@ fn what_is_lost_over_a_restart_breaks_durability() {
         term.0 -= 1;
         true
     });
+    // It says that more is committed than it has.
+    breaks_both(DURABILITY, &[LOGS], |history| {
+        let Some(NodeEvent::Recovered { commit, last, .. }) = history.recovered(|_| true) else { return false };
+        *commit = Index(last.0 + 1);
+        true
+    });
     // A later leader has something else where a write was acknowledged.
     breaks_both(DURABILITY, &[LOGS], |history| {
         let leads =
@@ -363,6 +369,23 @@ fn memberships_that_make_no_sense_break_membership() {
         let (at, ..) = history.nodes(change).nth(1).expect("all apply it");
         let NodeEvent::ConfigurationApplied { voters, learners, .. } = history.node_event(at) else { unreachable!() };
         learners.extend(voters.pop());
+        true
+    });
+    // One takes a state over that says otherwise.
+    breaks(MEMBERSHIP, |history| {
+        spoil_second(history, |event| {
+            let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
+            let voters = [0, 1].map(|at| MemberId(id(at))).to_vec();
+            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners: Vec::new() };
+        })
+    });
+    // What was not valid changed something.
+    breaks(MEMBERSHIP, |history| {
+        let applied = |event: &NodeEvent| matches!(event, NodeEvent::Applied { index: Index(20), .. }).then_some(());
+        let Some((at, node, ())) = history.nodes(applied).next() else { return false };
+        let voters = [0, 1].map(|at| MemberId(id(at))).to_vec();
+        let event = NodeEvent::ConfigurationApplied { index: Index(20), voters, learners: Vec::new(), valid: false };
+        history.insert(at + 1, Event::Node { node, event });
         true
     });
     // Two at once.

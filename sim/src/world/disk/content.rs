@@ -157,7 +157,9 @@ impl Content {
 
     /// Writes the sectors that are dirty, as they are now, and the length; leaves the clean changes of others pending.
     fn sync_dirty(&mut self) {
-        let dirty = touched(&self.pending[self.clean..]);
+        let mut dirty = touched(&self.pending[self.clean..]);
+        // What was cut off since and not written again is a hole: there is nothing to write.
+        dirty.retain(|sector| self.allocated.contains(sector * SECTOR / BLOCK));
         let bytes: Vec<_> = dirty.iter().map(|sector| self.read(sector * SECTOR, SECTOR as usize)).collect();
         let left = self.lasting(self.clean).into_iter().filter(|(offset, _)| !dirty.contains(&(offset / SECTOR)));
         let left = left.map(|(offset, data)| Change::Write { offset, data: data.to_vec() }).collect::<Vec<_>>();

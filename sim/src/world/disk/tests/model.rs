@@ -356,6 +356,15 @@ proptest! {
     }
 }
 
+/// Ops that once broke something, as few as it takes.
+#[test]
+fn what_was_cut_off_after_a_failed_sync_and_lies_before_what_is_written_is_a_hole() {
+    let write = |offset, len, sync| Op::Write { file: 0, offset, len, sync };
+    let cut = Op::SetLen { file: 0, len: 0 };
+    let ops = [write(0, 1, false), Op::FailSync { file: 0 }, write(1_379, 2_718, false), cut, write(4_096, 1, true)];
+    world(0, |bench| run(bench, ops.to_vec()));
+}
+
 /// The model must be able to say no.
 #[test]
 fn the_model_refuses_what_no_power_loss_leaves() {
