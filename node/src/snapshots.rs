@@ -45,7 +45,7 @@ use crate::{
 
 /// Bytes of a state that are written at most before they are made durable: a sync of everything at once would hold up
 /// the log's.
-const SYNC_BYTES: u64 = 16 << 20;
+const SYNC_BYTES: u64 = 4 << 20;
 
 /// The directory of states.
 #[derive(Clone)]
@@ -205,8 +205,8 @@ impl Snapshots {
         let mut image = Image::of(state).await;
         let file = self.create(db).await?;
         let (mut hash, mut offset, mut synced) = (Sha256::new(), 0, 0);
-        while let Some(chunk) = image.next().await {
-            hash.update(&chunk);
+        while let Some(mut chunk) = image.next().await {
+            (hash, chunk) = image::off_thread(move || (hash.chain_update(&chunk), chunk)).await;
             let len = chunk.len() as u64;
             file.write_at(offset, chunk).await?;
             offset += len;

@@ -232,6 +232,15 @@ impl Member {
         self.process.take().expect("a running member").kill9();
     }
 
+    /// Stops it where it is, as it holds its locks and ports, until `resume`.
+    pub fn pause(&mut self) {
+        self.process.as_mut().expect("a running member").pause();
+    }
+
+    pub fn resume(&mut self) {
+        self.process.as_mut().expect("a paused member").resume();
+    }
+
     pub fn restart(&mut self) {
         self.launch();
         self.wait_ready();

@@ -3,6 +3,7 @@ use std::{
     env,
     fs::File,
     io::{self, Seek, Write},
+    mem::MaybeUninit,
     os::unix::{fs::FileExt, process::CommandExt},
     process::{Child, Command, ExitStatus},
     sync::{
@@ -69,6 +70,19 @@ impl Process {
             let result = unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
             assert_eq!(result, 0, "kill: {}", io::Error::last_os_error());
         }
+    }
+
+    /// Stops it where it is, until `resume`; when this returns none of its threads runs, in the kernel neither.
+    pub fn pause(&mut self) {
+        self.signal(libc::SIGSTOP);
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: `info` is of the type that waitid(2) fills in, and outlives the call.
+        let result = unsafe { libc::waitid(libc::P_PID, self.child.id(), info.as_mut_ptr(), libc::WSTOPPED) };
+        assert_eq!(result, 0, "waitid: {}", io::Error::last_os_error());
+    }
+
+    pub fn resume(&mut self) {
+        self.signal(libc::SIGCONT);
     }
 
     pub fn kill9(&mut self) {

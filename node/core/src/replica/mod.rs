@@ -283,11 +283,7 @@ impl Replica {
         }
         self.reads.serve(self.machine.applied(), out);
         self.hub.catch_up(&self.machine.store, out);
-        let share = self.machine.store.bytes() / limits::TAIL_STATE_SHARE;
-        let tail = self.config.tail_bytes.min(share.max(limits::TAIL_BYTES_MIN));
-        if let Some(before) = self.consensus.cut(tail, tail * limits::TAIL_HELD_FACTOR) {
-            out.push(Output::Note(NodeEvent::LogCut { before }));
-        }
+        self.cut_log(out);
         self.answer_decided(out);
         self.end_transfers(out);
         self.leave(out);
@@ -309,8 +305,18 @@ impl Replica {
             if self.halted {
                 return false;
             }
+            // Not only at the end: what a restart finds in its log may be much, and is not to be held twice.
+            self.cut_log(out);
         }
         true
+    }
+
+    fn cut_log(&mut self, out: &mut Vec<Output>) {
+        let share = self.machine.store.bytes() / limits::TAIL_STATE_SHARE;
+        let tail = self.config.tail_bytes.min(share.max(limits::TAIL_BYTES_MIN));
+        if let Some(before) = self.consensus.cut(tail, tail * limits::TAIL_HELD_FACTOR) {
+            out.push(Output::Note(NodeEvent::LogCut { before }));
+        }
     }
 
     fn may_ask_to_read(&self) -> bool {
