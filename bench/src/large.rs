@@ -4,7 +4,7 @@
 //! The load is the same in every row: a few clients that overwrite keys at random. Beside it one thing happens at a
 //! time. A competitor writes checkpoints when it wants to; `--snapshot-count` of a few entries makes it write one after
 //! the other, so that a load of some seconds is sure to meet them.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use detcd_node::proto::etcdserverpb::SnapshotRequest;
 
@@ -16,14 +16,16 @@ use crate::{
     compare::{turn_order, version},
     load::{self, Figures, Plan, Until},
     machine,
-    process::Memory,
+    process::{CpuTime, Memory},
     report::{Measure, Reading, Report, ReportRow},
     workload::{Data, KeyOrder, Workload},
 };
 
 const FILL_CLIENTS: u32 = 100;
-/// Followers, and whatever tidies up, come to rest.
-const SETTLE: Duration = Duration::from_secs(2);
+/// What a competitor still has to do by itself, a checkpoint say, belongs to no row: before one begins, it must have been
+/// at rest for so long, in which it used no more than a twentieth of a core. It is given some time for that.
+const REST: Duration = Duration::from_secs(2);
+const RESTS_WITHIN: Duration = Duration::from_secs(60);
 /// Entries after which a checkpoint is written where it is to happen all the time.
 const CHECKPOINT_ENTRIES: u64 = 1_000;
 /// etcd refuses writes beyond it.
@@ -31,6 +33,7 @@ const QUOTA_BYTES: u64 = 32 << 30;
 
 const OPS: Measure = Measure { name: "puts/s", decimals: 0, headline: true };
 const RESIDENT: Measure = Measure { name: "resident, MB", decimals: 0, headline: true };
+/// Nothing is compacted, so the data is all that was ever put.
 const PEAK: Measure = Measure { name: "peak resident so far / data", decimals: 2, headline: true };
 const P50: Measure = Measure { name: "puts' p50, ms", decimals: 2, headline: false };
 const P99: Measure = Measure { name: "puts' p99, ms", decimals: 2, headline: true };
@@ -94,7 +97,7 @@ fn describe_setup(options: &LargeOptions) -> [String; 3] {
 /// One competitor's round: the readings of each of [`ROWS`].
 async fn run_round(options: &LargeOptions, competitor: &Competitor, place: &str) -> Result<Vec<Vec<Reading>>, Failure> {
     let cluster = Cluster::start_with(&competitor.binary, 1, &options.dir, environment(None)).await?;
-    let mut round = Round { options, cluster, peak: 0, quiet: 0.0 };
+    let mut round = Round { options, cluster, peak: 0, put: 0, quiet: 0.0 };
     let mut rows = Vec::new();
     for name in ROWS {
         let readings = round.row(name).await.map_err(|failure| failure.at(name))?;
@@ -118,6 +121,8 @@ struct Round<'a> {
     cluster: Cluster,
     /// The most that was resident in any of the member's processes, in bytes.
     peak: u64,
+    /// Values that were put so far.
+    put: u64,
     /// The p99 of the load by itself, in milliseconds.
     quiet: f64,
 }
@@ -158,14 +163,15 @@ impl Round<'_> {
     fn memory(&mut self) -> Result<[Reading; 2], Failure> {
         let memory = Memory::of(&self.cluster.pids())?;
         self.peak = self.peak.max(memory.resident_bytes_max);
-        let data = (self.options.keys() * u64::from(self.options.value_size)) as f64;
+        let data = (self.put * u64::from(self.options.value_size)) as f64;
         Ok([(RESIDENT, memory.resident_bytes as f64 / 1e6), (PEAK, self.peak as f64 / data)])
     }
 
     async fn fill(&mut self) -> Result<Vec<Reading>, Failure> {
         let plan = self.plan(KeyOrder::Sequential, FILL_CLIENTS, Until::Total(self.options.keys()));
         let figures = load::run(&plan).await?;
-        tokio::time::sleep(SETTLE).await;
+        self.put += figures.operations;
+        self.rest().await?;
         Ok([(OPS, figures.operations_per_second)].into_iter().chain(self.memory()?).collect())
     }
 
@@ -173,7 +179,21 @@ impl Round<'_> {
         self.memory()?; // the process is about to take its peak with it
         let (ended, serving) = self.cluster.restart(end, environment(checkpoint_entries)).await?;
         let times = [(ENDED, ended.as_secs_f64()), (SERVING, serving.as_secs_f64())];
-        Ok(times.into_iter().chain(self.memory()?).collect())
+        let readings = times.into_iter().chain(self.memory()?).collect();
+        self.rest().await?;
+        Ok(readings)
+    }
+
+    async fn rest(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + RESTS_WITHIN;
+        loop {
+            let before = CpuTime::of(&self.cluster.pids())?;
+            tokio::time::sleep(REST).await;
+            let used = CpuTime::of(&self.cluster.pids())? - before;
+            if used < REST / 20 || Instant::now() > deadline {
+                return Ok(());
+            }
+        }
     }
 
     async fn load(&mut self) -> Result<Vec<Reading>, Failure> {
@@ -193,7 +213,7 @@ impl Round<'_> {
     async fn save(&mut self) -> Result<Vec<Reading>, Failure> {
         let endpoint = self.cluster.endpoints().remove(0);
         let saving = async {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let failed = |status: tonic::Status| Failure::Run(format!("the snapshot ended: {}", status.message()));
             let mut connection = Connection::open(&endpoint).await?;
             let mut stream = connection.maintenance.snapshot(SnapshotRequest {}).await.map_err(failed)?.into_inner();
@@ -214,6 +234,7 @@ impl Round<'_> {
     }
 
     fn readings<const N: usize>(&mut self, figures: &Figures, first: [Reading; N]) -> Result<Vec<Reading>, Failure> {
+        self.put += figures.operations;
         let quiet = figures.p99_ms / self.quiet;
         let puts = [(OPS, figures.operations_per_second), (P50, figures.p50_ms), (P99, figures.p99_ms), (QUIET, quiet)];
         let rest = [(MAX, figures.max_ms)].into_iter().chain(self.memory()?);

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use detcd_core::{
     event::NodeEvent,
-    limits::CHECKPOINT_RETRY_MS,
+    limits::{CHECKPOINT_RETRY_MS, CHECKPOINT_STATE_SHARE},
     machine::Machine,
     replica::State,
     types::{Index, Millis},
@@ -58,7 +58,7 @@ impl Checkpoints {
         let entries = applied.0 - self.done.0;
         match self.entries {
             Some(count) => entries > count,
-            None => log_bytes > self.bytes.max(machine.store.bytes() / 2),
+            None => log_bytes > self.bytes.max(machine.store.bytes() / CHECKPOINT_STATE_SHARE),
         }
     }
 

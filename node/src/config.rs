@@ -31,7 +31,7 @@ pub struct Config {
     pub segments_kept: usize,
     /// `.snap` files to keep; 0 keeps all.
     pub snapshots_kept: usize,
-    /// A checkpoint is due when the log since the last one is larger than this, and than half the state, in bytes.
+    /// A checkpoint is due when the log since the last one is larger than this, and than a quarter of the state, in bytes.
     pub checkpoint_bytes: u64,
     /// Or when so many entries were applied since, if that is asked for.
     pub checkpoint_entries: Option<u64>,

@@ -23,13 +23,13 @@ use tokio::sync::oneshot;
 
 use crate::{
     api::NoticeQueue,
+    background,
     checkpoint::Checkpoints,
     error::{ExitReason, Failure},
     host::{BoxFuture, Host},
     inbox::{Handle, Item, View},
     metrics::Metrics,
     peers::Peers,
-    snapshots::discard,
     storage::{Storage, Wrote},
 };
 
@@ -269,7 +269,7 @@ impl Driver {
                 }
                 Output::SendSnapshot { message, state } => self.peers.send_snapshot(message, state),
                 Output::DropSnapshot { index } => self.checkpoints.drop_received(index),
-                Output::Discard(state) => discard(state),
+                Output::Discard(state) => background::discard(state),
                 Output::Halt(halt) => self.halt(halt),
                 Output::Removed => self.removed(),
                 Output::Stopped => self.exit = Some(ExitReason::Stopped),
@@ -290,6 +290,11 @@ impl Driver {
         let status = self.replica.status();
         self.metrics.status(&status, self.replica.machine(), self.waiters.len());
         self.handle.set_status(status, &self.replica.machine().cluster_version);
+    }
+
+    /// Lets go of everything. What the replica holds may be much, and nobody is to wait for that.
+    pub fn leave(self) {
+        background::discard(self.replica);
     }
 
     /// Whether the run ends in good order, so that nothing is to be lost.

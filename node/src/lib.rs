@@ -4,6 +4,7 @@
 //!
 //! [`storage`] and [`snapshots`] are open to tests, which crash them at every step.
 pub mod api;
+mod background;
 mod checkpoint;
 pub mod config;
 pub mod driver;

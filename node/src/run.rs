@@ -38,7 +38,11 @@ pub async fn run_with(
     wrap: impl FnOnce(Replica) -> Box<dyn Step>,
 ) -> ExitReason {
     match start(&config, &host, stop, wrap).await {
-        Ok(driver) => driver.await,
+        Ok(mut driver) => {
+            let reason = (&mut driver).await;
+            driver.leave();
+            reason
+        }
         Err(failure) => {
             host.probe.note(NodeEvent::Stopped { reason: failure.to_string() });
             ExitReason::Failed(failure)

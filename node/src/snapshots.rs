@@ -4,7 +4,7 @@
 //! member/snap/db                    the state: etcd's backend, as of the index that stands in it
 //!             TERM-INDEX.snap       says who voted as of the index; counts if the log has a mark of the same
 //!             INDEX.snap.db         a state that came from a leader, until the log's mark is durable
-//!             INDEX.db.sha256       what `db` comes to while it is as we wrote it: its pages carry no checksum
+//!             INDEX.db.xxh3         what `db` comes to while it is as we wrote it: its pages carry no checksum
 //!             tmp-*                 what is being written; nothing, after a crash
 //! ```
 //!
@@ -31,10 +31,9 @@ use detcd_core::{
     replica::{SnapshotMark, State},
     types::{Index, Term},
 };
-use sha2::{Digest, Sha256};
 
 pub use self::{
-    image::{CHECKSUM_BYTES, Image, discard},
+    image::{Checksum, Image},
     receive::{Pieces, ReceiveError, receive},
 };
 use crate::{
@@ -42,10 +41,6 @@ use crate::{
     host::{Disk, File, Open},
     wal::{create_dir, failed, read_whole},
 };
-
-/// Bytes of a state that are written at most before they are made durable: a sync of everything at once would hold up
-/// the log's.
-const SYNC_BYTES: u64 = 4 << 20;
 
 /// The directory of states.
 #[derive(Clone)]
@@ -120,9 +115,18 @@ impl Snapshots {
         }
     }
 
-    /// The state to go on from, given where the log begins. Puts a received state into its place if a crash came
-    /// between the log's mark and that, and removes those that no mark is of.
-    pub async fn recover(&mut self, start: Index) -> Result<Machine, Failure> {
+    /// Reads the state that is most likely to go on from while the log has not told yet, and changes nothing; `None`
+    /// where the log has to tell first.
+    pub async fn look_ahead(&self) -> Option<Result<Machine, Failure>> {
+        let names = self.names().await.ok()?;
+        let has_received = names.iter().any(|name| snap::parse_db_name(name).is_some());
+        let is_likely = !has_received && names.iter().any(|name| name == "db");
+        if is_likely { Some(self.load("db", &names).await) } else { None }
+    }
+
+    /// The state to go on from, given where the log begins and what [`Snapshots::look_ahead`] found. Puts a received
+    /// state into its place if a crash came between the log's mark and that, and removes those that no mark is of.
+    pub async fn recover(&mut self, start: Index, ahead: Option<Result<Machine, Failure>>) -> Result<Machine, Failure> {
         let dir = self.dir.clone();
         let names = self.names().await.map_err(|error| failed("list", &dir, error))?;
         let received = snap::db_name(start);
@@ -139,7 +143,10 @@ impl Snapshots {
             self.check_reaches("db", Index(0), start)?;
             return Ok(Machine::default());
         }
-        let machine = self.load("db", &names).await?;
+        let machine = match ahead {
+            Some(machine) => machine?,
+            None => self.load("db", &names).await?,
+        };
         self.check_reaches("db", machine.applied(), start)?;
         self.state = machine.applied();
         Ok(machine)
@@ -152,12 +159,13 @@ impl Snapshots {
         let machine = loaded.machine;
         let checksum = checksum_name(machine.applied());
         // A file that etcd has written to since is checked by its structure alone.
-        if let Some(sha256) = loaded.sha256.filter(|_| names.contains(&checksum) && loaded.is_ours) {
+        if let Some(found) = loaded.checksum.filter(|_| names.contains(&checksum) && loaded.is_ours) {
+            let found = image::hex(&found.bytes());
             let path = self.dir.join(&checksum);
             let file = self.disk.open(&path, Open::Read).await.map_err(|error| failed("open", &path, error))?;
             let expected = read_whole(&*file).await.map_err(|error| failed("read", &path, error))?;
-            if expected != image::hex(&sha256).as_bytes() {
-                let reason = format!("its SHA-256 is {}, {checksum} says otherwise", image::hex(&sha256));
+            if expected != found.as_bytes() {
+                let reason = format!("its checksum is {found}, {checksum} says otherwise");
                 return Err(Failure::DamagedState { path: self.dir.join(name), offset: 0, reason });
             }
         }
@@ -188,7 +196,7 @@ impl Snapshots {
     /// Writes a state under temporary names, durably. What is left of one that fails is removed.
     pub async fn write_checkpoint(&self, state: State) -> io::Result<Written> {
         let index = state.0.applied();
-        let names = ["db", "snap", "sha256"].map(|kind| format!("tmp-{:016x}.{kind}", index.0));
+        let names = ["db", "snap", "xxh3"].map(|kind| format!("tmp-{:016x}.{kind}", index.0));
         let result = self.write_files(state, &names).await;
         if result.is_err() {
             for name in &names {
@@ -198,27 +206,25 @@ impl Snapshots {
         result
     }
 
-    async fn write_files(&self, state: State, [db, snap, sha256]: &[String; 3]) -> io::Result<Written> {
+    async fn write_files(&self, state: State, [db, snap, checksum]: &[String; 3]) -> io::Result<Written> {
         let machine = &*state.0;
         let mark = mark_of(machine);
         let snap_bytes = snap_file(machine, &mark);
         let mut image = Image::of(state).await;
         let file = self.create(db).await?;
-        let (mut hash, mut offset, mut synced) = (Sha256::new(), 0, 0);
-        while let Some(mut chunk) = image.next().await {
-            (hash, chunk) = image::off_thread(move || (hash.chain_update(&chunk), chunk)).await;
+        // What does not fit on the disk is known at once, and the log's syncs have no growing file to wait for.
+        file.allocate(image.total_len()).await?;
+        let (mut sum, mut offset) = (Checksum::default(), 0);
+        while let Some(chunk) = image.next().await {
+            sum.update(&chunk);
             let len = chunk.len() as u64;
             file.write_at(offset, chunk).await?;
             offset += len;
-            if offset - synced >= SYNC_BYTES {
-                file.sync().await?;
-                synced = offset;
-            }
         }
         file.sync().await?;
-        self.write_small(sha256, image::hex(&hash.finalize()).into_bytes()).await?;
+        self.write_small(checksum, image::hex(&sum.bytes()).into_bytes()).await?;
         let name = checksum_name(mark.index);
-        self.disk.rename(&self.dir.join(sha256), &self.dir.join(name)).await?;
+        self.disk.rename(&self.dir.join(checksum), &self.dir.join(name)).await?;
         self.write_small(snap, snap_bytes).await?;
         Ok(Written { mark, db: self.dir.join(db), snap: self.dir.join(snap) })
     }
@@ -268,7 +274,7 @@ impl Snapshots {
     }
 }
 
-const CHECKSUM_SUFFIX: &str = ".db.sha256";
+const CHECKSUM_SUFFIX: &str = ".db.xxh3";
 
 fn checksum_name(index: Index) -> String {
     format!("{:016x}{CHECKSUM_SUFFIX}", index.0)

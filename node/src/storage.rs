@@ -8,6 +8,7 @@ use detcd_core::{
     replica::{Persist, Recovered, State},
     types::{Index, Term},
 };
+use futures::future::join;
 
 use crate::{
     config::Config,
@@ -56,18 +57,10 @@ impl Storage {
     pub async fn open(config: &Config, disk: Arc<dyn Disk>) -> Result<(Storage, Metadata, Recovered), Failure> {
         let (mut snapshots, found) = Snapshots::open(disk.clone(), &config.snap_dir(), config.snapshots_kept).await?;
         let dir = config.wal_dir();
-        let mut opened = None;
-        for start in found.into_iter().chain([(Index(0), Term(0))]) {
-            opened = Wal::open(disk.clone(), &dir, sizes(config), start).await?;
-            if opened.is_some() {
-                break;
-            }
-        }
-        let Some((wal, metadata, mut recovered)) = opened else {
-            let reason = "it does not say where it begins".to_owned();
-            return Err(Failure::Log { path: dir, reason });
-        };
-        let machine = snapshots.recover(recovered.before.0).await?;
+        // Either takes its time; which state it is the log knows, but there is hardly ever more than one.
+        let (opened, ahead) = join(open_wal(config, disk, found), snapshots.look_ahead()).await;
+        let (wal, metadata, mut recovered) = opened?;
+        let machine = snapshots.recover(recovered.before.0, ahead).await?;
         let (applied, last) = (machine.applied(), recovered.last());
         if applied > last {
             let reason = format!("the state has seen entry {applied}, but the log ends at {last}");
@@ -142,6 +135,21 @@ impl Wrote {
             self.events.push(NodeEvent::SegmentStarted { sequence, first });
         }
     }
+}
+
+/// The log behind the newest of the states in `found` that it confirms.
+async fn open_wal(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+    found: Vec<(Index, Term)>,
+) -> Result<(Wal, Metadata, Recovered), Failure> {
+    let dir = config.wal_dir();
+    for start in found.into_iter().chain([(Index(0), Term(0))]) {
+        if let Some(opened) = Wal::open(disk.clone(), &dir, sizes(config), start).await? {
+            return Ok(opened);
+        }
+    }
+    Err(Failure::Log { path: dir, reason: "it does not say where it begins".to_owned() })
 }
 
 fn sizes(config: &Config) -> Sizes {

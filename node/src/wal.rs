@@ -22,6 +22,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use detcd_core::{
     format::wal::{self as format, Damage, HardState, Metadata},
     proto::raftpb,
@@ -32,6 +33,7 @@ use detcd_core::{
 use self::replay::Replay;
 
 use crate::{
+    background,
     error::Failure,
     host::{Disk, File, Open},
 };
@@ -154,8 +156,14 @@ impl Wal {
             let is_last = first + at + 1 == segments.len();
             let how = if is_last { Open::Write } else { Open::Read };
             let file = disk.open(&path, how).await.map_err(|error| open_failed(&path, error))?;
-            let bytes = read_whole(&*file).await.map_err(|error| failed("read", &path, error))?;
-            let end = replay.segment(&bytes, is_last).map_err(|damage| damaged(&path, damage))?;
+            let mut bytes = Bytes::from(read_whole(&*file).await.map_err(|error| failed("read", &path, error))?);
+            let end;
+            (replay, bytes, end) = background::run(move || {
+                let end = replay.segment(&bytes, is_last);
+                (replay, bytes, end)
+            })
+            .await;
+            let end = end.map_err(|damage| damaged(&path, damage))?;
             read += end as u64;
             if is_last {
                 tail = Some((file, bytes, end, path));

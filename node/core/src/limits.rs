@@ -82,9 +82,11 @@ pub const SEGMENT_BYTES: u64 = 64_000_000;
 /// Log segments, and `.snap` files, to keep although nothing needs them any more. etcd's defaults.
 pub const SEGMENTS_KEPT: usize = 5;
 pub const SNAPSHOTS_KEPT: usize = 5;
-/// A checkpoint is due when the log since the last one is larger than this, in bytes, and than half the state: so a
-/// busy node does not do nothing else, and a restart reads no more than this or half as much again as the state.
+/// A checkpoint is due when the log since the last one is larger than this, in bytes, and than one part in
+/// `CHECKPOINT_STATE_SHARE` of the state: so a busy node does not do nothing else, and a restart reads no more than
+/// this or a quarter as much again as the state.
 pub const CHECKPOINT_BYTES: u64 = 256 << 20;
+pub const CHECKPOINT_STATE_SHARE: u64 = 4;
 /// How long a checkpoint that came to nothing is not tried again, in milliseconds.
 pub const CHECKPOINT_RETRY_MS: u64 = 10_000;
 /// How long a joining member asks around for the membership, in milliseconds.

@@ -14,6 +14,11 @@ use std::{
 use detcd_node::host::{BoxFuture, Disk, File, Open};
 use tokio::sync::oneshot;
 
+/// Writes of at least so many bytes are large files being written, see [`write_behind`].
+const WRITE_BEHIND_BYTES_MIN: usize = 128 << 10;
+/// So many bytes of a large file may wait for the disk.
+const WRITE_BEHIND_BYTES_MAX: u64 = 4 << 20;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 pub struct Files {
@@ -108,6 +113,30 @@ fn lock(file: &fs::File) -> io::Result<()> {
     }
 }
 
+/// Has the disk begin with what was just written, and waits until it has what was written well before: a large file
+/// would otherwise gather in memory as a whole, and every sync of the log would wait for it. Promises nothing, but an
+/// error that it meets is told here and by no later sync.
+fn write_behind(file: &fs::File, offset: u64, len: u64) -> io::Result<()> {
+    let before = offset.saturating_sub(WRITE_BEHIND_BYTES_MAX);
+    sync_range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE)?;
+    let and_wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // A length of 0 would mean all of the file.
+    if before == offset { Ok(()) } else { sync_range(file, before, offset - before, and_wait) }
+}
+
+fn sync_range(file: &fs::File, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
+    let signed = |number: u64| libc::off64_t::try_from(number).map_err(io::Error::other);
+    // SAFETY: the descriptor is open; the call touches no memory of ours.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), signed(offset)?, signed(len)?, flags) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A file system without it: the sync at the end does it all.
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE)) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
 struct OpenFile {
     file: Arc<fs::File>,
     log: mpsc::Sender<Job>,
@@ -146,7 +175,10 @@ impl File for OpenFile {
     }
 
     fn write_at(&self, offset: u64, data: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
-        self.run(move |file| file.write_all_at(&data, offset))
+        self.run(move |file| {
+            file.write_all_at(&data, offset)?;
+            if data.len() < WRITE_BEHIND_BYTES_MIN { Ok(()) } else { write_behind(file, offset, data.len() as u64) }
+        })
     }
 
     fn set_len(&self, len: u64) -> BoxFuture<'_, io::Result<()>> {

@@ -5,7 +5,6 @@ use futures::{
     Stream, StreamExt,
     stream::{self, BoxStream},
 };
-use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Api, status::status};
@@ -32,26 +31,22 @@ fn pieces(image: Image, version: String) -> impl Stream<Item = Result<SnapshotRe
     struct Sending {
         image: Image,
         remaining: u64,
-        hash: Sha256,
         ahead: Bytes,
         done: bool,
         version: String,
     }
-    let start =
-        Sending { remaining: image.total_len(), image, hash: Sha256::new(), ahead: Bytes::new(), done: false, version };
+    let start = Sending { remaining: image.total_len(), image, ahead: Bytes::new(), done: false, version };
     stream::unfold(start, |mut sending| async move {
         if sending.done {
             return None;
         }
         if sending.ahead.is_empty() {
             match sending.image.next().await {
-                Some(chunk) => {
-                    sending.hash.update(&chunk);
-                    sending.ahead = chunk.into();
-                }
+                Some(chunk) => sending.ahead = chunk.into(),
                 None => {
                     sending.done = true;
-                    let blob = Bytes::copy_from_slice(&sending.hash.finalize_reset());
+                    let sha256 = sending.image.sha256().expect("it was asked for");
+                    let blob = Bytes::copy_from_slice(&sha256);
                     let version = sending.version.clone();
                     return Some((Ok(SnapshotResponse { remaining_bytes: 0, blob, version, header: None }), sending));
                 }
@@ -122,7 +117,7 @@ impl Maintenance for Api {
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         let view = self.handle.view().await.map_err(status)?;
         let version = view.cluster_version.as_deref().unwrap_or_default().to_owned();
-        let image = Image::of(State(Box::new(Machine::clone(&view)))).await;
+        let image = Image::with_sha256(State(Box::new(Machine::clone(&view)))).await;
         drop(view);
         Ok(Response::new(pieces(image, version).boxed()))
     }

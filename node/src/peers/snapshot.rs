@@ -4,7 +4,7 @@
 //! POST /raft/snapshot: | length: u64 BE | raftpb.Message: a snapshot without its state | the state: a bbolt file |
 //! ```
 //!
-//! Between two of our own the state's SHA-256 follows ([`CHECKSUM_HEADER`]): nothing else would tell a bit that flipped
+//! Between two of our own the state's checksum follows ([`CHECKSUM_HEADER`]): nothing else would tell a bit that flipped
 //! in a value. The answer comes once the state is durable and checked.
 //!
 //! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads. Either side gives up when nothing
@@ -33,7 +33,6 @@ use http::{Request, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use sha2::{Digest, Sha256};
 
 use super::{
     Context, Peer,
@@ -44,11 +43,12 @@ use super::{
 use crate::{
     config::parse_url,
     inbox::Item,
-    snapshots::{Image, Pieces, ReceiveError, receive},
+    snapshots::{Checksum, Image, Pieces, ReceiveError, receive},
 };
 
-/// Says that the state is followed by its SHA-256.
+/// Says that the state is followed by its checksum, and by which.
 pub const CHECKSUM_HEADER: &str = "X-Detcd-Checksum";
+const CHECKSUM_KIND: &str = "xxh3-128";
 
 #[derive(Debug, thiserror::Error)]
 enum SendError {
@@ -98,7 +98,7 @@ async fn send_to(context: &Context, peer: &Peer, mut message: Message, state: St
     let request = Request::post("/raft/snapshot").header("Content-Type", "application/octet-stream");
     let mut request = introduce(context, request, address).header("X-Raft-To", peer.id.to_string());
     if checksum {
-        request = request.header(CHECKSUM_HEADER, "sha256");
+        request = request.header(CHECKSUM_HEADER, CHECKSUM_KIND);
     }
     let request = request.body(body).expect("our own headers are valid");
     let within = Duration::from_secs(24 * 3_600); // as long as it moves
@@ -146,11 +146,12 @@ fn body(head: Vec<u8>, image: Image, checksum: bool, moved: Arc<AtomicU64>) -> O
     struct Sending {
         head: Option<Vec<u8>>,
         image: Option<Image>,
-        hash: Sha256,
-        checksum: bool,
+        /// Of the pieces so far, if it is to follow.
+        checksum: Option<Checksum>,
         moved: Arc<AtomicU64>,
     }
-    let start = Sending { head: Some(head), image: Some(image), hash: Sha256::new(), checksum, moved };
+    let checksum = checksum.then(Checksum::default);
+    let start = Sending { head: Some(head), image: Some(image), checksum, moved };
     let pieces = stream::unfold(start, |mut sending| async move {
         if let Some(head) = sending.head.take() {
             return Some((Ok(Frame::data(Bytes::from(head))), sending));
@@ -158,11 +159,11 @@ fn body(head: Vec<u8>, image: Image, checksum: bool, moved: Arc<AtomicU64>) -> O
         let Some(chunk) = sending.image.as_mut()?.next().await else {
             sending.image = None;
             sending.moved.store(ALL, Relaxed);
-            let end = sending.hash.finalize_reset();
-            return sending.checksum.then(|| (Ok(Frame::data(Bytes::copy_from_slice(&end))), sending));
+            let end = sending.checksum.take()?.bytes();
+            return Some((Ok(Frame::data(Bytes::copy_from_slice(&end))), sending));
         };
-        if sending.checksum {
-            sending.hash.update(&chunk);
+        if let Some(checksum) = &mut sending.checksum {
+            checksum.update(&chunk);
         }
         sending.moved.fetch_add(1, Relaxed);
         Some((Ok(Frame::data(Bytes::from(chunk))), sending))

@@ -6,10 +6,11 @@ use detcd_core::{
     format::bbolt::{self, Next, Reader},
     machine::{Machine, backend::Builder},
 };
-use sha2::{Digest, Sha256};
+use futures::future::try_join;
 
-use super::image::off_thread;
+use super::Checksum;
 use crate::{
+    background,
     error::Failure,
     host::{Disk, File, Open},
     wal::failed,
@@ -23,7 +24,7 @@ const CHUNKS_MAX: usize = 64;
 pub struct Loaded {
     pub machine: Machine,
     /// Of the whole file, if it was asked for.
-    pub sha256: Option<[u8; 32]>,
+    pub checksum: Option<Checksum>,
     /// Whether the file is as our writer left it: etcd counts its transactions on.
     pub is_ours: bool,
 }
@@ -52,14 +53,28 @@ enum Turn {
     End,
 }
 
-pub async fn load(disk: &dyn Disk, path: &Path, hash: bool) -> Result<Loaded, Failure> {
+pub async fn load(disk: &dyn Disk, path: &Path, with_checksum: bool) -> Result<Loaded, Failure> {
     let file = disk.open(path, Open::Read).await.map_err(|error| failed("open", path, error))?;
     let file_bytes = file.len().await.map_err(|error| failed("read", path, error))?;
+    // Side by side: rows are not read in the order of the file.
+    let parsing = parse(&*file, file_bytes, path);
+    let summing = async {
+        match with_checksum {
+            true => checksum(&*file, file_bytes).await.map(Some).map_err(|error| failed("read", path, error)),
+            false => Ok(None),
+        }
+    };
+    let ((machine, is_ours), checksum) = try_join(parsing, summing).await?;
+    Ok(Loaded { machine, checksum, is_ours })
+}
+
+/// The machine, and whether the file is as our writer left it.
+async fn parse(file: &dyn File, file_bytes: u64, path: &Path) -> Result<(Machine, bool), Failure> {
     let damaged = |Damage { offset, reason }| Failure::DamagedState { path: path.to_owned(), offset, reason };
     let mut parser = Box::new(Parser::new(file_bytes));
     loop {
         let turn;
-        (parser, turn) = off_thread(move || {
+        (parser, turn) = background::run(move || {
             let turn = parser.run();
             (parser, turn)
         })
@@ -67,21 +82,15 @@ pub async fn load(disk: &dyn Disk, path: &Path, hash: bool) -> Result<Loaded, Fa
         match turn.map_err(damaged)? {
             Turn::End => break,
             Turn::Read(offset) => {
-                let chunk = read_chunk(&*file, offset, file_bytes).await;
+                let chunk = read_chunk(file, offset, file_bytes).await;
                 parser.keep(offset, chunk.map_err(|error| failed("read", path, error))?);
             }
         }
     }
-    let sha256 = if hash {
-        Some(hash_file(&*file, file_bytes).await.map_err(|error| failed("read", path, error))?)
-    } else {
-        None
-    };
-    let is_ours = parser.transaction == bbolt::TRANSACTION;
-    let builder = parser.builder;
-    let machine = off_thread(move || builder.finish()).await;
+    let Parser { builder, transaction, .. } = *parser;
+    let machine = background::run(move || builder.finish()).await;
     let machine = machine.map_err(|error| damaged(Damage { offset: 0, reason: error.to_string() }))?;
-    Ok(Loaded { machine, sha256, is_ours })
+    Ok((machine, transaction == bbolt::TRANSACTION))
 }
 
 async fn read_chunk(file: &dyn File, offset: u64, file_bytes: u64) -> std::io::Result<Bytes> {
@@ -93,18 +102,14 @@ async fn read_chunk(file: &dyn File, offset: u64, file_bytes: u64) -> std::io::R
     Ok(bytes.into())
 }
 
-async fn hash_file(file: &dyn File, file_bytes: u64) -> std::io::Result<[u8; 32]> {
-    let (mut hash, mut offset) = (Sha256::new(), 0);
+async fn checksum(file: &dyn File, file_bytes: u64) -> std::io::Result<Checksum> {
+    let (mut checksum, mut offset) = (Checksum::default(), 0);
     while offset < file_bytes {
         let chunk = read_chunk(file, offset, file_bytes).await?;
         offset += chunk.len() as u64;
-        hash = off_thread(move || {
-            hash.update(&chunk);
-            hash
-        })
-        .await;
+        checksum.update(&chunk);
     }
-    Ok(hash.finalize().into())
+    Ok(checksum)
 }
 
 impl Parser {

@@ -4,9 +4,8 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use detcd_core::{consensus::Message, format::snap, replica::State};
-use sha2::{Digest, Sha256};
 
-use super::{CHECKSUM_BYTES, Snapshots, load, mark_of, snap_file};
+use super::{Checksum, Snapshots, load, mark_of, snap_file};
 use crate::{error::Failure, host::File};
 
 /// Bytes that are gathered before they are written.
@@ -18,7 +17,7 @@ pub enum ReceiveError {
     NoSnapshot,
     #[error("the stream ended early: {0}")]
     Cut(String),
-    #[error("its SHA-256 does not fit: it was damaged on the way")]
+    #[error("its checksum does not fit: it was damaged on the way")]
     Checksum,
     #[error("the state is of {state}, the message of {message}")]
     Mismatch { state: String, message: String },
@@ -35,7 +34,7 @@ pub trait Pieces: Send {
 }
 
 /// Takes a state in. It is durable when this returns, and nothing depends on it yet. `checksum`: the state is followed
-/// by the SHA-256 of its bytes.
+/// by the [`Checksum`] of its bytes.
 pub async fn receive(
     snapshots: &Snapshots,
     message: &Message,
@@ -69,8 +68,8 @@ async fn take_in(
     checksum: bool,
 ) -> Result<State, ReceiveError> {
     let file = snapshots.create(name).await?;
-    let mut sink = Sink { file, offset: 0, synced: 0, hash: Sha256::new(), held: Vec::new() };
-    let tail = if checksum { CHECKSUM_BYTES } else { 0 };
+    let mut sink = Sink { file, offset: 0, checksum: Checksum::default(), held: Vec::new() };
+    let tail = if checksum { Checksum::BYTES } else { 0 };
     while let Some(piece) = pieces.next().await {
         sink.put(&piece.map_err(ReceiveError::Cut)?, tail).await?;
     }
@@ -79,7 +78,7 @@ async fn take_in(
     };
     sink.write(ready).await?;
     sink.file.sync().await?;
-    if checksum && sink.held != sink.hash.finalize()[..] {
+    if checksum && sink.held != sink.checksum.bytes() {
         return Err(ReceiveError::Checksum);
     }
     drop(sink.file);
@@ -102,8 +101,7 @@ async fn keep(snapshots: &Snapshots, name: &str, state: &State) -> io::Result<()
 struct Sink {
     file: Arc<dyn File>,
     offset: u64,
-    synced: u64,
-    hash: Sha256,
+    checksum: Checksum,
     held: Vec<u8>,
 }
 
@@ -118,14 +116,10 @@ impl Sink {
     async fn write(&mut self, ready: usize) -> io::Result<()> {
         let rest = self.held.split_off(ready);
         let bytes = std::mem::replace(&mut self.held, rest);
-        self.hash.update(&bytes);
+        self.checksum.update(&bytes);
         let len = bytes.len() as u64;
         self.file.write_at(self.offset, bytes).await?;
         self.offset += len;
-        if self.offset - self.synced >= super::SYNC_BYTES {
-            self.file.sync().await?;
-            self.synced = self.offset;
-        }
         Ok(())
     }
 }

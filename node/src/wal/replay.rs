@@ -1,7 +1,9 @@
 //! Puts the records of a log's segments together.
+use bytes::Bytes;
 use detcd_core::{
     consensus::Entry,
     format::wal::{Damage, HardState, Metadata, Reader, Record, SnapshotMark},
+    limits::TAIL_BYTES,
     replica::Recovered,
     types::{Index, Term},
 };
@@ -44,7 +46,7 @@ struct OpenMark {
 impl Replay {
     /// Returns where the segment's records end. In the last segment a torn record ends the log, and so does a mark that
     /// was to be followed by a commit index, and is not.
-    pub fn segment(&mut self, bytes: &[u8], is_last: bool) -> Result<usize, Damage> {
+    pub fn segment(&mut self, bytes: &Bytes, is_last: bool) -> Result<usize, Damage> {
         let mut reader = Reader::new(bytes, self.read_any.then_some(self.crc));
         self.read_any = true;
         loop {
@@ -154,6 +156,7 @@ impl Replay {
         }
         let mut entries = std::mem::take(&mut self.entries);
         entries.retain(|entry| entry.index > start.0.0);
+        detach(&mut entries);
         let first = entries.first().map_or(start.0.0 + 1, |entry| entry.index);
         if first != start.0.0 + 1 {
             return Err(format!("entries {} to {} are missing", start.0.0 + 1, first - 1));
@@ -167,6 +170,18 @@ impl Replay {
     }
 }
 
+/// Copies what is going to stay in memory off the segments, which would stay with it.
+fn detach(entries: &mut [Entry]) {
+    let mut bytes = 0;
+    for entry in entries.iter_mut().rev() {
+        bytes += entry.data.len() as u64;
+        if bytes > 2 * TAIL_BYTES {
+            break;
+        }
+        entry.data = Bytes::copy_from_slice(&entry.data);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use detcd_core::{
@@ -177,13 +192,13 @@ mod tests {
     use super::*;
 
     /// A log of entries 1 to 3, all committed, and what `more` writes behind it.
-    fn log(more: impl FnOnce(&mut Writer, &mut Vec<u8>)) -> Vec<u8> {
+    fn log(more: impl FnOnce(&mut Writer, &mut Vec<u8>)) -> Bytes {
         let (mut writer, mut bytes) = (Writer::new(0), Vec::new());
         writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(2) }, None);
         (1..=3).for_each(|index| writer.entry(&mut bytes, &entry(index)));
         writer.state(&mut bytes, state(3));
         more(&mut writer, &mut bytes);
-        bytes
+        bytes.into()
     }
 
     fn entry(index: u64) -> Entry {
@@ -201,7 +216,7 @@ mod tests {
     }
 
     /// From where the log is read, its entries, and how many bytes of it stay.
-    fn read(bytes: &[u8], start: u64) -> Option<(u64, Vec<u64>, usize)> {
+    fn read(bytes: &Bytes, start: u64) -> Option<(u64, Vec<u64>, usize)> {
         let mut replay = Replay::default();
         let end = replay.segment(bytes, true).unwrap();
         let term = Term(if start == 0 { 0 } else { 2 });
@@ -234,16 +249,17 @@ mod tests {
         let damaged = {
             let (mut writer, mut bytes) = (writer.clone(), bytes.clone());
             writer.entry(&mut bytes, &entry(6)); // that was committed
-            bytes
+            Bytes::from(bytes)
         };
         writer.snapshot(&mut bytes, &mark(20));
         // A mark that a torn write left alone changes nothing about that.
         let torn = {
             let (mut writer, mut bytes) = (writer.clone(), bytes.clone());
             [7, 8].map(entry).iter().for_each(|entry| writer.entry(&mut bytes, entry));
-            bytes
+            Bytes::from(bytes)
         };
         writer.state(&mut bytes, state(20));
+        let bytes = Bytes::from(bytes);
         assert_eq!(read(&bytes, 20), Some((20, vec![], bytes.len())));
         assert!(Replay::default().segment(&torn, true).is_ok());
         assert!(Replay::default().segment(&damaged, true).is_err());
@@ -256,6 +272,7 @@ mod tests {
         let end = replay.segment(&marked, true).unwrap();
         let mut bytes = marked[..end].to_vec();
         Writer::new(replay.crc).entry(&mut bytes, &entry(4));
+        let bytes = Bytes::from(bytes);
         assert_eq!(read(&bytes, 0), Some((0, vec![1, 2, 3, 4], bytes.len())));
     }
 

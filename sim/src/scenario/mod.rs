@@ -338,8 +338,7 @@ impl Cluster {
         }
         let segment_doc = "the size at which the log goes over to a new segment, in bytes";
         let segment_bytes = fields.number("segment_bytes", segment_doc, 4_096..=64_000_000, 64_000_000);
-        let checkpoint_doc =
-            "a checkpoint is due when the log since the last one is larger than this and than half the state, in bytes";
+        let checkpoint_doc = "a checkpoint is due when the log since the last one is larger than this and than a quarter of the state, in bytes";
         let checkpoint_bytes =
             fields.number("checkpoint_bytes", checkpoint_doc, 512..=CHECKPOINT_BYTES, CHECKPOINT_BYTES);
         let tail_doc = "applied entries that are kept in memory for followers a little behind, in bytes";

@@ -65,7 +65,7 @@ impl Disk for Liar {
 
     fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         let is_state =
-            to.parent().is_some_and(|dir| dir.ends_with("snap")) && from.extension() != Some(OsStr::new("sha256"));
+            to.parent().is_some_and(|dir| dir.ends_with("snap")) && from.extension() != Some(OsStr::new("xxh3"));
         if self.lie == Lie::LateNames && is_state {
             self.held.lock().push((from.to_owned(), to.to_owned()));
             return Box::pin(async { Ok(()) });

@@ -75,7 +75,7 @@ fn what_is_not_durable_in_time_is_noticed() {
         (Lie::NoDirSync("snap"), scripts::checkpoint()),
         (Lie::NoSync("snap", ".db"), scripts::checkpoint()),
         (Lie::NoSync("snap", ".snap"), scripts::checkpoint()),
-        (Lie::NoSync("snap", ".sha256"), scripts::checkpoint()),
+        (Lie::NoSync("snap", ".xxh3"), scripts::checkpoint()),
         (Lie::LateNames, scripts::checkpoint()),
         (Lie::EarlyRelease, scripts::checkpoint()),
         (Lie::NoDirSync("snap"), scripts::install()),

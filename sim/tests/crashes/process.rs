@@ -10,11 +10,10 @@ use detcd_core::{
 use detcd_node::{
     config::Config,
     host::Disk,
-    snapshots::{Pieces, Written, receive},
+    snapshots::{Checksum, Pieces, Written, receive},
     storage::{self, Storage, Wrote},
 };
 use prost::Message as _;
-use sha2::{Digest, Sha256};
 
 use crate::{
     history::{History, hash_entry, hash_state},
@@ -128,13 +127,14 @@ fn message(history: &History, index: u64) -> Message {
     Message::decode(&message.encode_to_vec()).expect("a message of raft's")
 }
 
-/// A state as it comes over the wire, in a few pieces: its file and the file's SHA-256.
+/// A state as it comes over the wire, in a few pieces: its file and the file's checksum.
 struct Stream(std::vec::IntoIter<Bytes>);
 
 fn stream(history: &History, index: u64) -> Stream {
     let mut bytes = history.file(index);
-    let checksum = Sha256::digest(&bytes);
-    bytes.extend_from_slice(&checksum);
+    let mut checksum = Checksum::default();
+    checksum.update(&bytes);
+    bytes.extend_from_slice(&checksum.bytes());
     let pieces: Vec<_> = bytes.chunks(10_000).map(Bytes::copy_from_slice).collect();
     Stream(pieces.into_iter())
 }

@@ -71,11 +71,12 @@ impl Log {
         self.conf_state = metadata.get_conf_state().clone();
     }
 
-    /// The last index that must go for the rest to fit into so many bytes; the position before the log if all fits.
+    /// The last index that must go for the rest to fit into so many bytes, of those that are applied; the position before
+    /// the log if all fits.
     pub fn overhang(&self, bytes_max: u64) -> u64 {
         let (mut bytes, mut index) = (self.bytes, self.before.0);
         for slot in &self.entries {
-            if bytes <= bytes_max {
+            if bytes <= bytes_max || index == self.applied.0 {
                 break;
             }
             bytes -= slot.bytes();

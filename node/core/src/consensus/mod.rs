@@ -375,7 +375,7 @@ impl Consensus {
         if log.bytes() <= tail_bytes + tail_bytes / 4 {
             return None;
         }
-        let mut index = log.overhang(tail_bytes).min(log.applied.0);
+        let mut index = log.overhang(tail_bytes);
         if raft.state == StateRole::Leader {
             let alive = |id, progress: &Progress| progress.recent_active || self.heard.contains(id);
             let needed = raft.prs().iter().filter(|(id, progress)| **id != raft.id && alive(id, progress));
@@ -383,7 +383,7 @@ impl Consensus {
                 ProgressState::Snapshot => progress.pending_snapshot,
                 _ => progress.matched,
             });
-            let at_least = log.overhang(held_bytes).min(log.applied.0);
+            let at_least = log.overhang(held_bytes);
             index = needed.min().map_or(index, |needed| index.min(needed).max(at_least));
         }
         self.raft.mut_store().cut(index).then_some(Index(index))

@@ -160,10 +160,10 @@ pub struct Damage {
     pub reason: String,
 }
 
-/// Reads one segment's frames.
+/// Reads one segment's frames. The data of its entries are slices of the segment, which they keep alive.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    segment: &'a [u8],
+    segment: &'a Bytes,
     offset: usize,
     /// What the records so far come to; unknown before a segment's first record, if it is where reading begins.
     crc: Option<u32>,
@@ -171,7 +171,7 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// `crc` is where the segment before ended; `None` if reading begins here.
-    pub fn new(segment: &'a [u8], crc: Option<u32>) -> Reader<'a> {
+    pub fn new(segment: &'a Bytes, crc: Option<u32>) -> Reader<'a> {
         Reader { segment, offset: 0, crc }
     }
 
@@ -210,12 +210,14 @@ impl<'a> Reader<'a> {
             // The sectors that are missing are as good as zero: the write that would have made the file longer was cut.
             return Err(Damage { torn: true, ..self.damage(have, reason) });
         };
-        let record = self.decode(&frame[LENGTH_BYTES..][..length]).map_err(|reason| self.damage(size, reason))?;
+        let record = self
+            .decode(self.segment.slice_ref(&frame[LENGTH_BYTES..][..length]))
+            .map_err(|reason| self.damage(size, reason))?;
         self.offset += size;
         Ok(Some(record))
     }
 
-    fn decode(&mut self, bytes: &[u8]) -> Result<Record, String> {
+    fn decode(&mut self, bytes: Bytes) -> Result<Record, String> {
         let record = walpb::Record::decode(bytes).map_err(|error| format!("no record: {error}"))?;
         let (kind, stored) = (record.r#type(), record.crc());
         let data = record.data.unwrap_or_default();
@@ -257,7 +259,6 @@ impl<'a> Reader<'a> {
 
 fn parse(kind: i64, data: Bytes) -> Result<Record, String> {
     let no = |what: &'static str| move |error: prost::DecodeError| format!("no {what}: {error}");
-    // A whole record is copied off the segment's buffer, which is not kept alive by what was read from it.
     Ok(match kind {
         METADATA => {
             let metadata = etcdserverpb::Metadata::decode(data).map_err(no("metadata"))?;
@@ -322,7 +323,8 @@ mod tests {
     }
 
     fn read_all(bytes: &[u8]) -> (Vec<Record>, Result<(), Damage>) {
-        let (mut reader, mut records) = (Reader::new(bytes, None), Vec::new());
+        let bytes = Bytes::copy_from_slice(bytes);
+        let (mut reader, mut records) = (Reader::new(&bytes, None), Vec::new());
         loop {
             match reader.read() {
                 Ok(Some(record)) => records.push(record),
@@ -358,7 +360,8 @@ mod tests {
         }
         // etcd's checksum does not cover a record's type: that byte, the tenth of a frame, is left out here.
         let mut types = Vec::new();
-        let mut reader = Reader::new(&bytes, None);
+        let segment = Bytes::copy_from_slice(&bytes);
+        let mut reader = Reader::new(&segment, None);
         loop {
             types.push(reader.offset() + LENGTH_BYTES + 1);
             if reader.read().unwrap().is_none() {
@@ -394,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_record_that_the_files_end_cuts_is_torn() {
-        let (bytes, _) = log();
+        let bytes = Bytes::from(log().0);
         let (mut reader, mut starts) = (Reader::new(&bytes, None), Vec::new());
         while reader.read().unwrap().is_some() {
             starts.push(reader.offset());

@@ -17,7 +17,7 @@ const CHECKSUM_BYTES: usize = 32;
 pub struct Files {
     pub version: &'static str,
     /// Of a member's data directory: its log of one segment,
-    pub segment: Vec<u8>,
+    pub segment: Bytes,
     /// its backend,
     pub db: Bytes,
     /// and its snapshot.
@@ -47,7 +47,7 @@ macro_rules! files {
         let [wal, snap, db] = unpack(archive);
         Files {
             version: $version,
-            segment: wal.1,
+            segment: wal.1.into(),
             db: db.1.into(),
             snap: snap.1,
             snap_name: snap::parse_name(&snap.0).expect("etcd names its snapshots"),

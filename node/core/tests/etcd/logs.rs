@@ -1,4 +1,5 @@
 //! Logs that real etcds wrote, replayed: our store must come to what theirs answered.
+use bytes::Bytes;
 use detcd_core::{
     event::NodeEvent,
     format::wal::{HardState, Metadata, Reader, Record, Writer},
@@ -12,13 +13,13 @@ use super::files::{self, Files};
 
 /// A log as its one segment holds it.
 pub struct Log<'a> {
-    segment: &'a [u8],
+    segment: &'a Bytes,
     /// Where the zeros begin.
     end: usize,
     pub records: Vec<Record>,
 }
 
-fn read(segment: &[u8]) -> (Vec<Record>, usize) {
+fn read(segment: &Bytes) -> (Vec<Record>, usize) {
     let (mut reader, mut records) = (Reader::new(segment, Some(0)), Vec::new());
     while let Some(record) = reader.read().expect("it was written to the end") {
         records.push(record);
@@ -129,6 +130,7 @@ fn we_write_what_they_wrote() {
                 other => panic!("{other:?} belongs at the beginning"),
             }
         }
+        let bytes = Bytes::from(bytes);
         let (again, end) = read(&bytes);
         assert!(again == log.records && end == bytes.len());
         // From 3.7 on etcd leaves out an entry's type if it is the ordinary one.
