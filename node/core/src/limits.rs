@@ -82,6 +82,8 @@ pub const SEGMENT_BYTES: u64 = 64_000_000;
 /// Log segments, and `.snap` files, to keep although nothing needs them any more. etcd's defaults.
 pub const SEGMENTS_KEPT: usize = 5;
 pub const SNAPSHOTS_KEPT: usize = 5;
+/// Outputs of one step after which what is left to apply waits for the next step.
+pub const OUTPUTS_MAX: usize = 16 << 10;
 /// A checkpoint is due when the log since the last one is larger than this, in bytes, and than one part in
 /// `CHECKPOINT_STATE_SHARE` of the state: so a busy node does not do nothing else, and a restart reads no more than
 /// this or a quarter as much again as the state.

@@ -158,8 +158,9 @@ impl File for OpenFile {
     }
 
     fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Vec<u8>>> {
+        // Allocated here: memory that another thread frees than the one that took it comes back late.
+        let mut bytes = vec![0; len];
         self.run(move |file| {
-            let mut bytes = vec![0; len];
             let mut filled = 0;
             while filled < len {
                 match file.read_at(&mut bytes[filled..], offset + filled as u64) {

@@ -8,6 +8,8 @@ mod io;
 mod leaving;
 mod proposals;
 mod reads;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
@@ -112,6 +114,8 @@ pub struct Replica {
     published: Option<u64>,
     progress_sent: Millis,
     halted: bool,
+    /// Whether the last step left something to do because it had done much.
+    is_cut_short: bool,
 }
 
 impl Replica {
@@ -137,6 +141,7 @@ impl Replica {
             published: None,
             progress_sent: Millis(0),
             halted: false,
+            is_cut_short: false,
             config,
         }
     }
@@ -181,7 +186,7 @@ impl Replica {
 
     /// Whether there is work left that was cut short to keep the step so: the shell settles again soon.
     pub fn has_work(&self) -> bool {
-        !self.halted && self.hub.has_work()
+        !self.halted && (self.hub.has_work() || self.is_cut_short)
     }
 
     fn tick(&mut self, now: Millis, out: &mut Vec<Output>) {
@@ -289,9 +294,15 @@ impl Replica {
         self.leave(out);
     }
 
-    /// Does all that raft has ready; false if this member cannot go on.
+    /// Does what raft has ready, all of it if that is not very much; false if this member cannot go on.
     fn work_off(&mut self, out: &mut Vec<Output>) -> bool {
-        while let Some(progress) = self.consensus.advance(out) {
+        loop {
+            // A restart may find a long log, and nobody takes the outputs before the step is over.
+            self.is_cut_short = out.len() >= limits::OUTPUTS_MAX;
+            if self.is_cut_short {
+                return true;
+            }
+            let Some(progress) = self.consensus.advance(out) else { return true };
             for message in progress.snapshots {
                 let (to, index) = (message.to(), self.machine.applied());
                 assert_eq!(message.snapshot_position(), Some((index, self.machine.applied_term())));
@@ -308,7 +319,6 @@ impl Replica {
             // Not only at the end: what a restart finds in its log may be much, and is not to be held twice.
             self.cut_log(out);
         }
-        true
     }
 
     fn cut_log(&mut self, out: &mut Vec<Output>) {
