@@ -155,7 +155,7 @@ impl Replica {
             Input::Propose(proposal) => self.propose(proposal, out),
             Input::Change { ticket, change, peers } => self.change(ticket, change, &peers, out),
             Input::Transfer { ticket, to } => self.transfer(ticket, to, out),
-            Input::Read { ticket } => self.reads.ask(ticket, self.ticks + self.config.request_ticks()),
+            Input::Read { ticket } => self.reads.ask(ticket, self.ticks + self.config.request_ticks(), out),
             Input::Persisted(persist) => self.persisted(persist, out),
             Input::Watch { stream, request } => self.hub.handle(stream, request, &self.machine.store, out),
             Input::Settle => self.settle(out),
