@@ -199,10 +199,12 @@ impl Replica {
         }
     }
 
-    fn message(&mut self, message: Message, out: &mut Vec<Output>) {
+    fn message(&mut self, mut message: Message, out: &mut Vec<Output>) {
         if self.machine.membership.is_removed(message.from()) {
             return; // it may not know yet
         }
+        // What no member could apply must not be replicated: every one of them would stop at it, for good.
+        message.retain_proposals(is_applicable);
         if let Err(forgotten) = self.consensus.step(message) {
             self.halt(forgotten.into(), out);
         }
@@ -430,3 +432,15 @@ impl Replica {
         self.halted = true;
     }
 }
+
+/// Whether a member that is asked to replicate this can tell what it means.
+fn is_applicable(entry: &Entry) -> bool {
+    match entry.entry_type {
+        EntryType::EntryNormal => entry.data.is_empty() || Command::decode(entry.data.clone()).is_ok(),
+        EntryType::EntryConfChange => changes::parse_change(&entry.data).is_ok(),
+        EntryType::EntryConfChangeV2 => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
