@@ -8,15 +8,16 @@ use raft::{
 use super::Consensus;
 use crate::limits;
 
-/// No cluster gets so far by elections, and no number may run over.
-const TERM_MAX: u64 = 1 << 62;
+/// How far a sender's term may be ahead: nobody misses so many elections, and no number may run over. A bound on the
+/// term itself would be one that somebody's word can reach, and behind it nobody could be elected.
+const TERM_LEAD_MAX: u64 = 1 << 32;
 
 impl Consensus {
     /// Whether a correct member may have sent this.
     pub(super) fn is_sound(&self, message: &Message) -> bool {
         let raft = &self.raft.raft;
         let from_another = message.from != 0 && message.from != raft.id;
-        from_another && has_sound_term(message) && has_sound_entries(message) && self.fits(message)
+        from_another && has_sound_term(message, raft.term) && has_sound_entries(message) && self.fits(message)
     }
 
     fn fits(&self, message: &Message) -> bool {
@@ -43,11 +44,11 @@ impl Consensus {
 }
 
 /// raft-rs takes a message without a term for one of its own. Only requests that are passed on to a leader have none.
-fn has_sound_term(message: &Message) -> bool {
+fn has_sound_term(message: &Message, own: u64) -> bool {
     match message.msg_type {
         MessageType::MsgReadIndex => message.term == 0,
         MessageType::MsgPropose => true,
-        _ => (1..=TERM_MAX).contains(&message.term),
+        _ => (1..=own.saturating_add(TERM_LEAD_MAX)).contains(&message.term),
     }
 }
 
