@@ -28,11 +28,18 @@ pub const APPENDS_IN_FLIGHT_MAX: usize = 256;
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// The most bytes of committed entries applied in one go: keeps a step short.
 pub const APPLY_BYTES_MAX: u64 = 1 << 20;
-/// Proposals that a leader holds back while it hands over, or while a change of the membership is not applied yet; one
-/// more is lost.
+/// Messages with proposals that a member holds back, and bytes of their entries: as leader while it hands over, while a
+/// change of the membership is not applied yet, or while too much is not committed. Beyond it they are lost.
 pub const DEFERRED_MAX: usize = 1_000;
-/// Requests that may wait for consensus in one member; one more is refused with "too many requests".
+pub const DEFERRED_BYTES_MAX: u64 = 64 << 20;
+/// Requests that may wait for consensus in one member, and bytes of those among them that were not handed to a leader
+/// yet; one more is refused with "too many requests".
 pub const PROPOSALS_WAITING_MAX: usize = 20_000;
+pub const PROPOSALS_BYTES_MAX: usize = 64 << 20;
+/// Linearizable reads that may wait in one member; one more is refused with "too many requests".
+pub const READS_WAITING_MAX: usize = 100_000;
+/// Bytes of entries that wait for a follower's disk; beyond it appends count as lost on the way.
+pub const UNWRITTEN_BYTES_MAX: u64 = 64 << 20;
 
 /// Bytes of applied entries that are kept in memory for followers a little behind. The rest of the log goes: who needs
 /// more gets the state.
@@ -101,6 +108,9 @@ pub const SNAPSHOT_ANSWER_MS: u64 = 120_000;
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 /// The largest raft message a peer may send, in bytes. Larger: the stream is closed.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// The largest entry that is taken from a peer, in bytes: there must be room for it in a log record and in a message.
+/// Larger: the message that brings it is dropped.
+pub const ENTRY_BYTES_MAX: usize = 32 << 20;
 /// Bytes that a connection with a peer reads at a time: beyond it the peer waits.
 pub const PEER_READ_BYTES: usize = 64 << 10;
 /// Bytes waiting for one peer; beyond it messages are dropped and the peer is reported unreachable.
@@ -113,8 +123,10 @@ pub const RANGE_INLINE_KEYS: usize = 5_000;
 
 // An append message must fit through a peer's stream with room for its envelope.
 const _: () = assert!((APPEND_BYTES_MAX as usize + REQUEST_BYTES_MAX) * 2 < PEER_MESSAGE_BYTES_MAX);
-// A legal request must fit in one log record: entries are never split.
-const _: () = assert!(REQUEST_BYTES_MAX + (1 << 10) < RECORD_BYTES_MAX);
+// A legal request must fit in one entry, and that in a log record and a message: entries are never split.
+const _: () = assert!(GRPC_MESSAGE_BYTES_MAX < ENTRY_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX + (1 << 10) < RECORD_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX + APPEND_BYTES_MAX as usize + (1 << 10) < PEER_MESSAGE_BYTES_MAX);
 // A queue must hold at least what may be in flight to one follower when requests are small.
 const _: () = assert!(PEER_QUEUE_BYTES_MAX as u64 > APPEND_BYTES_MAX * 4);
 const _: () = assert!(TAIL_BYTES_MIN <= TAIL_BYTES);

@@ -31,11 +31,6 @@ fn continues(before: &Message, message: &Message) -> bool {
         && (message.entries.is_empty() || bytes(before) + bytes(message) <= APPEND_BYTES_MAX)
 }
 
-/// Whether the entries follow the index that the message names, one after the other.
-pub fn is_contiguous(message: &Message) -> bool {
-    message.entries.iter().zip(1..).all(|(entry, offset)| Some(entry.index) == message.index.checked_add(offset))
-}
-
 #[cfg(test)]
 mod tests {
     use raft::eraftpb::Entry;
@@ -55,7 +50,6 @@ mod tests {
     fn appends_merge_where_they_continue_each_other_and_fit() {
         #[track_caller]
         fn check(messages: &[Message], expected: &[Message]) {
-            assert!(messages.iter().all(is_contiguous));
             assert_eq!(merge(messages.to_vec()), expected);
         }
         let heartbeat = Message { to: 1, ..Message::default() };
@@ -70,14 +64,5 @@ mod tests {
         check(&again, &again);
         let large = [append(1, 4, 3, &[1 << 20]), append(1, 5, 3, &[1])];
         check(&large, &large);
-    }
-
-    #[test]
-    fn an_append_with_a_gap_is_noticed() {
-        let mut message = append(1, 9, 7, &[1]);
-        message.index = 7;
-        assert!(!is_contiguous(&message));
-        (message.index, message.mut_entries()[0].index) = (u64::MAX, 0);
-        assert!(!is_contiguous(&message));
     }
 }

@@ -60,9 +60,11 @@ impl Log {
         }
     }
 
-    /// Whether the entry at this index, which is held, asks for a change of the membership.
-    pub fn is_change(&self, index: u64) -> bool {
-        self.entries[(index - self.first()) as usize].kind == EntryType::EntryConfChange
+    /// Whether an entry that is held, after the one index and up to the other, asks for a change of the membership.
+    pub fn has_change(&self, after: u64, last: u64) -> bool {
+        let [from, to] = [after, last].map(|index| index.clamp(self.before.0, self.last()) - self.before.0);
+        let mut slots = self.entries.range(from as usize..to.max(from) as usize);
+        slots.any(|slot| slot.kind == EntryType::EntryConfChange)
     }
 
     /// Forgets everything: the log goes on after a snapshot.
@@ -220,6 +222,21 @@ mod tests {
         assert_eq!(log.term(6), Err(Error::Store(StorageError::Compacted)));
         log.append(entries(8..=8, 4, 0));
         assert_eq!((log.bytes, log.last()), (24, 8));
+    }
+
+    #[test]
+    fn changes_are_found_among_what_is_held() {
+        let mut log = log();
+        let mut change = Entry { index: 8, term: 3, ..Entry::default() };
+        change.set_entry_type(EntryType::EntryConfChange);
+        log.append(vec![change]);
+        for (after, last, found) in
+            [(7, 8, true), (0, 8, true), (7, 99, true), (8, 99, false), (5, 7, false), (9, 3, false)]
+        {
+            assert_eq!(log.has_change(after, last), found, "{after} to {last}");
+        }
+        log.cut(8);
+        assert!(!log.has_change(0, 99));
     }
 
     #[test]

@@ -52,6 +52,15 @@ impl Message {
         self.snapshot_position() == Some((index, term)) && !is_joint && members::configuration(state) == *configuration
     }
 
+    /// Of a forwarded proposal, leaves out the other entries.
+    pub fn retain_proposals(&mut self, keep: impl Fn(&eraftpb::Entry) -> bool) {
+        if self.0.msg_type == MessageType::MsgPropose {
+            let mut entries = self.0.take_entries().into_vec();
+            entries.retain(keep);
+            self.0.set_entries(entries.into());
+        }
+    }
+
     /// etcd's name of the message's type.
     pub fn kind(&self) -> &'static str {
         match self.0.msg_type {

@@ -14,6 +14,7 @@
 //! - Election timeouts depend on seed, member, term and how often the member stood, and on nothing else.
 //! - A member that waits for a snapshot to become durable stands for no election: raft-rs could not read what it would
 //!   have to look through.
+//! - What no correct member says does not reach raft-rs, which would stop at it (`sound.rs`).
 //! - Proposals that raft-rs would drop or empty in silence wait instead (`proposals.rs`), as far as there is room.
 mod appends;
 mod election;
@@ -22,12 +23,13 @@ mod members;
 mod message;
 mod proposals;
 mod ready;
+mod sound;
 
 use std::collections::VecDeque;
 
 use raft::{
     Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole,
-    eraftpb::{self, EntryType, MessageType},
+    eraftpb::{self, MessageType},
 };
 
 pub use raft::eraftpb::Entry;
@@ -89,6 +91,9 @@ pub struct Consensus {
     ticks: u64,
     held: VecDeque<Held>,
     writing: VecDeque<Writing>,
+    /// Bytes of the entries in the batches that were handed to the disk, ever, and up to which of them it is durable.
+    written_bytes: u64,
+    durable_bytes: u64,
     persist: PersistId,
     durable: PersistId,
     /// The last that was handed to the disk.
@@ -96,9 +101,7 @@ pub struct Consensus {
     /// The newest term and vote among that, and the batch with which they are durable.
     promised: (Term, MemberId),
     vote: PersistId,
-    /// The newest commit index that becomes durable with a batch that is waited for, and that batch.
-    commit_synced: (Index, PersistId),
-    /// The batch with which it is durable that every change applied so far is committed.
+    /// The batch with which it is durable that every change is committed that is, as far as the disk was told.
     change: PersistId,
     standing: Standing,
     /// What happened since the last ready.
@@ -154,12 +157,13 @@ impl Consensus {
             ticks: 0,
             held: VecDeque::new(),
             writing: VecDeque::new(),
+            written_bytes: 0,
+            durable_bytes: 0,
             persist: PersistId(0),
             durable: PersistId(0),
             handed: HardState { commit, ..state },
             promised: (state.term, state.vote),
             vote: PersistId(0),
-            commit_synced: (commit, PersistId(0)),
             change: PersistId(0),
             standing: Standing { role: Role::Follower, term: state.term, leader: MemberId(0) },
             notes: Vec::new(),
@@ -213,7 +217,7 @@ impl Consensus {
         self.installing
     }
 
-    /// Whether it is durable that every change applied so far is committed.
+    /// Whether it is durable of every change applied so far that it is committed.
     pub fn changes_are_durable(&self) -> bool {
         self.durable >= self.change
     }
@@ -233,6 +237,12 @@ impl Consensus {
         voters.contains(self.raft.raft.id) && self.raft.raft.prs().is_singleton()
     }
 
+    /// Whether the disk holds all of the log, what this turn brought with it, and nothing else is on its way there.
+    fn log_is_durable(&self) -> bool {
+        let log = &self.raft.raft.raft_log;
+        self.writing.is_empty() && log.persisted == log.last_index()
+    }
+
     /// One raft tick.
     pub fn tick(&mut self, out: &mut Vec<Output>) {
         self.ticks += 1;
@@ -241,7 +251,7 @@ impl Consensus {
             // See the head of this module.
         } else if self.is_sole_voter() && self.role() != Role::Leader {
             // Nobody to wait for. But raft-rs stops a sole voter that is elected over entries not yet durable.
-            if self.writing.is_empty() {
+            if self.log_is_durable() {
                 self.raft.campaign().expect("a follower may always stand for election");
             }
         } else {
@@ -292,8 +302,8 @@ impl Consensus {
 
     pub fn step(&mut self, message: Message) -> Result<(), ForgottenEntries> {
         let message = message.0;
-        if message.to != self.raft.raft.id {
-            return Ok(()); // for who had this address before
+        if message.to != self.raft.raft.id || !self.is_sound(&message) {
+            return Ok(()); // for who had this address before, or nothing that a member says
         }
         match message.msg_type {
             MessageType::MsgHeartbeat if message.term >= self.raft.raft.term => {
@@ -310,23 +320,20 @@ impl Consensus {
             }
             // raft-rs would pass it on in the sender's name, to which nobody listens. Who asked asks again.
             MessageType::MsgReadIndex if self.role() != Role::Leader => return Ok(()),
-            // raft-rs would acknowledge entries that it was not sent.
-            MessageType::MsgAppend if !appends::is_contiguous(&message) => return Ok(()),
+            // Heartbeats are answered while the disk hangs, so the leader goes on sending: it does again what is lost.
+            MessageType::MsgAppend if !message.entries.is_empty() && !self.has_room_to_write() => return Ok(()),
             // A snapshot comes with its state, another way; raft-rs must not believe one that cannot be installed.
             MessageType::MsgSnapshot => return Ok(()),
             MessageType::MsgTimeoutNow
-                if self.installing.is_some() || (self.is_sole_voter() && !self.writing.is_empty()) =>
+                if self.installing.is_some() || (self.is_sole_voter() && !self.log_is_durable()) =>
             {
                 return Ok(());
             }
+            MessageType::MsgPropose => {
+                self.take(message);
+                return Ok(());
+            }
             _ => {}
-        }
-        if message.entries.iter().any(|entry| entry.entry_type == EntryType::EntryConfChangeV2) {
-            return Ok(()); // etcd's peers never send one, and it must not enter the log
-        }
-        if message.msg_type == MessageType::MsgPropose {
-            self.take(message);
-            return Ok(());
         }
         self.heard_of_removal(&message);
         // What raft-rs refuses (a local message, an answer from a stranger) is the network's noise.
@@ -346,7 +353,8 @@ impl Consensus {
     pub fn step_snapshot(&mut self, message: Message) -> bool {
         let message = message.0;
         let index = message.get_snapshot().get_metadata().index;
-        if message.to != self.raft.raft.id || message.msg_type != MessageType::MsgSnapshot {
+        let is_one = message.to == self.raft.raft.id && message.msg_type == MessageType::MsgSnapshot;
+        if !is_one || !self.is_sound(&message) {
             return false;
         }
         let _ = self.raft.step(message);

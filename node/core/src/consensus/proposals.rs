@@ -11,7 +11,7 @@ use std::mem::take;
 
 use raft::eraftpb::{self, Entry, EntryType, MessageType};
 
-use super::{Consensus, limits};
+use super::{Consensus, limits, log::entry_bytes};
 use crate::{event::Role, proto::raftpb, types::MemberId};
 
 /// What to do with a proposal.
@@ -28,9 +28,13 @@ impl Consensus {
     /// Whether [`Consensus::propose`] would take entries now: if not, they wait.
     pub fn takes_proposals(&self) -> bool {
         let raft = &self.raft.raft;
-        raft.leader_id != 0
-            && raft.lead_transferee.is_none()
-            && (raft.uncommitted_size() as u64) < limits::UNCOMMITTED_BYTES_MAX
+        raft.leader_id != 0 && raft.lead_transferee.is_none() && self.has_room()
+    }
+
+    /// Whether the entries that this leader proposed and did not commit yet leave room for more. Whoever follows has no
+    /// such entries: raft-rs counts on from its last time as leader.
+    fn has_room(&self) -> bool {
+        self.role() != Role::Leader || (self.raft.raft.uncommitted_size() as u64) < limits::UNCOMMITTED_BYTES_MAX
     }
 
     /// Appends entries, or forwards them to the leader, where they may get lost.
@@ -46,27 +50,18 @@ impl Consensus {
     /// Takes a proposal in, as far as it can be; configuration changes each by itself, for they may have to wait. What
     /// would wait and finds no room is lost, as on the way here.
     pub(super) fn take(&mut self, mut message: eraftpb::Message) {
+        let entries = message.take_entries().into_vec();
         // Whatever came with it, a proposal has no term.
-        let mut part = eraftpb::Message { entries: Vec::new().into(), term: 0, ..message.clone() };
-        let mut parts = Vec::new();
-        for entry in message.take_entries() {
-            let alone = entry.entry_type == EntryType::EntryConfChange;
-            if alone && !part.entries.is_empty() {
-                parts.push(part.clone());
-                part.mut_entries().clear();
-            }
-            part.mut_entries().push(entry);
-            if alone {
-                parts.push(part.clone());
-                part.mut_entries().clear();
-            }
-        }
-        if !part.entries.is_empty() {
-            parts.push(part);
-        }
-        self.deferred.extend(parts);
+        let part = |entries: Vec<Entry>| eraftpb::Message { entries: entries.into(), term: 0, ..message.clone() };
+        self.deferred.extend(split(entries).into_iter().map(part));
         self.take_deferred();
-        self.deferred.truncate(limits::DEFERRED_MAX);
+        let mut bytes = 0;
+        let fitting = self.deferred.iter().take(limits::DEFERRED_MAX).take_while(|message| {
+            bytes += message.entries.iter().map(entry_bytes).sum::<u64>();
+            bytes <= limits::DEFERRED_BYTES_MAX
+        });
+        let fitting = fitting.count();
+        self.deferred.truncate(fitting);
     }
 
     /// Proposes what can be proposed by now. A change that must wait holds up nothing but other changes.
@@ -98,7 +93,7 @@ impl Consensus {
         if self.role() != Role::Leader {
             return if raft.leader_id == 0 { Fate::Wait } else { Fate::PassOn };
         }
-        if raft.lead_transferee.is_some() {
+        if raft.lead_transferee.is_some() || !self.has_room() {
             return Fate::Wait;
         }
         if !is_change(message.get_entries()) {
@@ -134,6 +129,25 @@ impl Consensus {
         message.from = self.raft.raft.id;
         self.raft.raft.step(message).expect("a follower that knows its leader passes proposals on");
     }
+}
+
+/// Into parts that a message to another member has room for, with every change by itself.
+fn split(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
+    let (mut parts, mut bytes): (Vec<Vec<Entry>>, u64) = (Vec::new(), 0);
+    for entry in entries {
+        bytes += entry_bytes(&entry);
+        let is_change = |entry: &Entry| entry.entry_type == EntryType::EntryConfChange;
+        match parts.last_mut() {
+            Some(part) if bytes <= limits::APPEND_BYTES_MAX && !is_change(&entry) && !is_change(&part[0]) => {
+                part.push(entry);
+            }
+            _ => {
+                bytes = entry_bytes(&entry);
+                parts.push(vec![entry]);
+            }
+        }
+    }
+    parts
 }
 
 /// A change comes by itself.

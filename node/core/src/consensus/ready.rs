@@ -4,10 +4,11 @@ use std::mem::take;
 use bytes::Bytes;
 use raft::eraftpb::{self, Entry, EntryType, MessageType};
 
-use super::{Consensus, Message, appends, members::configuration};
+use super::{Consensus, Message, appends, log::entry_bytes, members::configuration};
 use crate::{
     event::{NodeEvent, Role},
     format::wal::HardState,
+    limits,
     machine::hash_bytes,
     replica::{Output, Persist, SnapshotMark},
     types::{Index, MemberId, PersistId, Term},
@@ -26,6 +27,8 @@ pub(super) struct Held {
 pub(super) struct Writing {
     persist: PersistId,
     pub since_tick: u64,
+    /// Bytes of the entries that were handed to the disk up to and with it.
+    written_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +53,17 @@ impl Consensus {
     pub fn persisted(&mut self, persist: PersistId, out: &mut Vec<Output>) {
         assert!(persist > self.durable && persist <= self.persist, "{persist} was never handed out, or twice");
         self.durable = persist;
-        while self.writing.front().is_some_and(|writing| writing.persist <= persist) {
-            self.writing.pop_front();
+        while let Some(writing) = self.writing.pop_front_if(|writing| writing.persist <= persist) {
+            self.durable_bytes = writing.written_bytes;
         }
         self.installing.take_if(|installing| *installing <= persist);
         self.release(out);
+    }
+
+    /// Whether the entries that are on their way to the disk, or will be after this turn, leave room for more.
+    pub(super) fn has_room_to_write(&self) -> bool {
+        let unstable = self.raft.raft.raft_log.unstable.entries_size as u64;
+        self.written_bytes - self.durable_bytes + unstable < limits::UNWRITTEN_BYTES_MAX
     }
 
     fn release(&mut self, out: &mut Vec<Output>) {
@@ -115,14 +124,13 @@ impl Consensus {
     fn may_speak(&self, ready: &raft::Ready) -> bool {
         let new_term = ready.hs().is_some_and(|state| (Term(state.term), MemberId(state.vote)) != self.promised);
         let settled = self.durable >= self.vote.max(self.change);
-        self.role() == Role::Leader && settled && !new_term && !self.decides_change(ready)
+        self.role() == Role::Leader && settled && !new_term && !self.decides_change()
     }
 
-    /// Whether the ready commits a change whose commit is on no disk yet, nor on its way there with a sync.
-    fn decides_change(&self, ready: &raft::Ready) -> bool {
-        let (committed, _) = self.commit_synced;
-        let mut changes = ready.committed_entries().iter().filter(|entry| is_change(entry));
-        changes.any(|entry| Index(entry.index) > committed)
+    /// Whether a change was committed since the disk was last told of a commit index. Not only among what the ready
+    /// brings for the machine: that may end before the commit index, which is in every message.
+    fn decides_change(&self) -> bool {
+        self.raft.store().has_change(self.handed.commit.0, self.committed().0)
     }
 
     /// Takes the snapshots out, and makes them ones of the present state: raft-rs asked for them a little earlier.
@@ -162,7 +170,7 @@ impl Consensus {
         if let Some(state) = ready.hs() {
             log.hard_state = state.clone();
         }
-        let decides = self.decides_change(ready);
+        let decides = self.decides_change();
         // With a snapshot the commit index must be durable too, or the log would begin behind what is committed.
         let writes_state = ready.hs().is_some() || snapshot.is_some() || decides;
         let raft = &self.raft.raft;
@@ -194,8 +202,8 @@ impl Consensus {
     /// old, and need not meet those of the others.
     fn second_open_change(&self, entries: &[Entry]) -> Option<usize> {
         let first = entries.iter().find(|entry| is_change(entry))?.index;
-        let (handed, log) = (self.handed.commit.0, self.raft.store());
-        let mut open = (handed + 1..first).any(|index| log.is_change(index));
+        let handed = self.handed.commit.0;
+        let mut open = self.raft.store().has_change(handed, first - 1);
         entries.iter().position(|entry| {
             is_change(entry) && std::mem::replace(&mut open, entry.index > handed) && self.committed().0 > handed
         })
@@ -206,17 +214,18 @@ impl Consensus {
         self.persist.0 += 1;
         batch.id = self.persist;
         self.handed = batch.hard_state.unwrap_or(self.handed);
+        self.written_bytes += batch.entries.iter().map(entry_bytes).sum::<u64>();
         if batch.snapshot.is_some() {
             self.installing = Some(self.persist);
         }
         if batch.sync {
-            self.writing.push_back(Writing { persist: self.persist, since_tick: self.ticks });
+            let (persist, since_tick, written_bytes) = (self.persist, self.ticks, self.written_bytes);
+            self.writing.push_back(Writing { persist, since_tick, written_bytes });
             // What was handed over without a sync before becomes durable with it.
-            let HardState { term, vote, commit } = self.handed;
+            let HardState { term, vote, .. } = self.handed;
             if (term, vote) != self.promised {
                 (self.promised, self.vote) = ((term, vote), self.persist);
             }
-            self.commit_synced = (commit, self.persist);
         }
         let last = batch.entries.last().map(|entry| (Index(entry.index), Term(entry.term)));
         out.push(Output::Note(NodeEvent::PersistStarted {

@@ -15,10 +15,12 @@
 //! - A length of 0 is never written, so zeros are never mistaken for a frame.
 //! - A reader never skips a bad frame. It says whether the frame looks torn: one of its 512-byte sectors is all zero,
 //!   which a write interrupted by a power loss leaves behind, and damage to written data does not.
+//! - A frame's length, which no checksum covers, follows from its record too, which tells how long its data is. If that
+//!   record is whole, its frame was never torn, whatever the length says now.
 //!
 //! Files, offsets and fsync belong to the shell; this module sees only bytes.
 use bytes::Bytes;
-use prost::Message;
+use prost::{Message, encoding::decode_varint};
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::{
@@ -195,7 +197,12 @@ impl<'a> Reader<'a> {
         };
         let field = u64::from_le_bytes(*length);
         if field == 0 {
-            return Ok(None);
+            // A torn write may have left out the sector that ends with this length, and not the next one.
+            let alone = (self.offset + LENGTH_BYTES).is_multiple_of(SECTOR_BYTES);
+            return match self.is_whole(&rest[LENGTH_BYTES..]) && !alone {
+                true => Err(self.damage(LENGTH_BYTES, "a record stands behind a length of 0".into())),
+                false => Ok(None),
+            };
         }
         let length = (field & ((1 << 56) - 1)) as usize;
         let top = (field >> 56) as u8;
@@ -208,7 +215,8 @@ impl<'a> Reader<'a> {
             let (have, need) = (rest.len(), size);
             let reason = format!("a record of {need} bytes begins {have} bytes before the end");
             // The sectors that are missing are as good as zero: the write that would have made the file longer was cut.
-            return Err(Damage { torn: true, ..self.damage(have, reason) });
+            let torn = !self.is_whole(&rest[LENGTH_BYTES..]);
+            return Err(Damage { torn, ..self.damage(have, reason) });
         };
         let record = self
             .decode(self.segment.slice_ref(&frame[LENGTH_BYTES..][..length]))
@@ -253,8 +261,34 @@ impl<'a> Reader<'a> {
             torn |= self.segment[at..next.min(end)].iter().all(|byte| *byte == 0);
             at = next;
         }
+        torn = torn && !self.is_whole(&self.segment[self.offset + LENGTH_BYTES..]);
         Damage { offset: self.offset, torn, reason }
     }
+
+    /// Whether these bytes begin with a whole record that continues the chain, by what it says itself.
+    fn is_whole(&self, bytes: &[u8]) -> bool {
+        let Some((kind, stored, data)) = parse_head(bytes) else { return false };
+        match self.crc {
+            Some(crc) if kind == CRC => crc == stored,
+            Some(crc) => crc32c::crc32c_append(crc, data) == stored,
+            None => kind == CRC,
+        }
+    }
+}
+
+/// A record at the front of these bytes: its type, its checksum and its data. It and its pad must be there.
+fn parse_head(bytes: &[u8]) -> Option<(i64, u32, &[u8])> {
+    let field = |tag: u8, rest: &mut &[u8]| {
+        *rest = rest.strip_prefix(&[tag])?;
+        decode_varint(rest).ok()
+    };
+    let mut rest = bytes;
+    let kind = field(0x08, &mut rest)?;
+    let crc = u32::try_from(field(0x10, &mut rest)?).ok()?;
+    let length = if rest.first() == Some(&0x1a) { field(0x1a, &mut rest)? } else { 0 };
+    let (data, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+    let pad = (bytes.len() - rest.len()).wrapping_neg() % 8;
+    (rest.len() >= pad).then_some((kind as i64, crc, data))
 }
 
 fn parse(kind: i64, data: Bytes) -> Result<Record, String> {
@@ -393,6 +427,62 @@ mod tests {
             rotten[range.start + 10] ^= 1;
             assert!(!read_all(&rotten).1.unwrap_err().torn);
         }
+    }
+
+    /// A length may then reach into the zeros behind the log, past the file's end, or be gone.
+    #[test]
+    fn a_flipped_bit_of_a_length_is_no_torn_write() {
+        let (mut writer, mut bytes) = (Writer::new(0), Vec::new());
+        writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(1) }, None);
+        static ZEROS: [u8; 2_000] = [0; 2_000];
+        static LARGE: [u8; 3_000] = [0xaa; 3_000];
+        // The records' sizes are all the remainders, and a power of two among them.
+        (1..20).for_each(|size| writer.entry(&mut bytes, &entry(size, &LARGE[..size as usize])));
+        writer.entry(&mut bytes, &entry(20, &LARGE));
+        writer.entry(&mut bytes, &entry(21, &ZEROS));
+        writer.entry(&mut bytes, &entry(22, &LARGE[..600]));
+        let segment = Bytes::copy_from_slice(&bytes);
+        let (mut reader, mut starts) = (Reader::new(&segment, None), vec![0]);
+        while reader.read().unwrap().is_some() {
+            starts.push(reader.offset());
+        }
+        starts.pop();
+        for zeros in [0, 512, 20_000] {
+            let mut preallocated = bytes.clone();
+            preallocated.extend_from_slice(&vec![0; zeros]);
+            for bit in starts.iter().flat_map(|start| start * 8..(start + LENGTH_BYTES) * 8) {
+                let mut bad = preallocated.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                let (records, end) = read_all(&bad);
+                let Err(damage) = end else {
+                    // A number of bytes to pad with, without the flag that it is one.
+                    assert_eq!((records.len(), bit % 64 / 8), (starts.len(), 7));
+                    continue;
+                };
+                let start = bit / 8 / LENGTH_BYTES * LENGTH_BYTES;
+                assert_eq!((damage.offset, damage.torn), (start, false), "bit {}: {damage}", bit - start * 8);
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_in_a_sector_that_was_not_written_ends_the_log() {
+        let (mut writer, mut bytes) = (Writer::new(0), Vec::new());
+        writer.begin(&mut bytes, Metadata { member: MemberId(1), cluster: ClusterId(1) }, None);
+        static FILL: [u8; SECTOR_BYTES] = [0xaa; SECTOR_BYTES];
+        let room = SECTOR_BYTES - LENGTH_BYTES - bytes.len();
+        let fitting = (0..room).find(|size| {
+            let (mut writer, mut frame) = (writer.clone(), Vec::new());
+            writer.entry(&mut frame, &entry(1, &FILL[..*size]));
+            frame.len() == room
+        });
+        writer.entry(&mut bytes, &entry(1, &FILL[..fitting.expect("frames come in steps of 8")]));
+        let end = bytes.len();
+        assert_eq!(end, SECTOR_BYTES - LENGTH_BYTES);
+        writer.entry(&mut bytes, &entry(2, b"put k v"));
+        bytes[end..SECTOR_BYTES].fill(0);
+        let (records, result) = read_all(&bytes);
+        assert_eq!((records.len(), result), (4, Ok(())));
     }
 
     #[test]

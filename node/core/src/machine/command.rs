@@ -202,6 +202,12 @@ fn from_internal(request: pb::InternalRaftRequest) -> Result<(RequestId, Command
     } else {
         return Err(CommandError::Unsupported("authentication"));
     };
+    // No client can ask for it, and the store takes it for granted.
+    if matches!(&command, Command::Put(put) if put.key.is_empty())
+        || matches!(&command, Command::Txn(txn) if txn.puts_empty_key())
+    {
+        return Err(Refusal::EmptyKey.into());
+    }
     Ok((id, command))
 }
 
@@ -400,6 +406,14 @@ impl From<pb::Compare> for Compare {
 }
 
 impl Txn {
+    fn puts_empty_key(&self) -> bool {
+        self.success.iter().chain(&self.failure).any(|op| match op {
+            Op::Put(put) => put.key.is_empty(),
+            Op::Txn(txn) => txn.puts_empty_key(),
+            Op::Range(_) | Op::Delete(_) => false,
+        })
+    }
+
     fn into_proto(self) -> pb::TxnRequest {
         let ops = |ops: Vec<Op>| ops.into_iter().map(Op::into_proto).collect();
         pb::TxnRequest {

@@ -209,6 +209,9 @@ impl Membership {
         };
         match change {
             Change::Add(member) => {
+                if member.id == MemberId(0) {
+                    return Err(ChangeError::Unknown(member.id));
+                }
                 if self.removed.contains(&member.id) {
                     return Err(ChangeError::Removed(member.id));
                 }
@@ -312,6 +315,8 @@ mod tests {
         let other = Member::founding("b", vec!["http://b:1".into()], "t");
         membership.apply(Change::Add(other)).unwrap();
         membership.apply(Change::Remove(id)).unwrap();
+        let nameless = Member { id: MemberId(0), ..member.clone() };
+        assert_eq!(membership.apply(Change::Add(nameless)), Err(ChangeError::Unknown(MemberId(0))));
         assert_eq!(membership.apply(Change::Add(member)), Err(ChangeError::Removed(id)));
         assert_eq!(membership.apply(Change::Remove(id)), Err(ChangeError::Removed(id)));
     }

@@ -100,9 +100,14 @@ impl Store {
         self.keys.get(key).filter(|record| !record.is_tombstone())
     }
 
-    /// The version before `record`, if it is still known and was not a deletion.
+    /// The key's version before the transaction that wrote `record`, if it is still known and was not a deletion.
     pub fn before(&self, record: &Record) -> Option<&Record> {
-        self.log.get(&record.previous()).filter(|record| !record.is_tombstone())
+        let mut before = self.log.get(&record.previous())?;
+        // The transaction may have written the key more than once.
+        while before.modified() == record.modified() {
+            before = self.log.get(&before.previous())?;
+        }
+        Some(before).filter(|before| !before.is_tombstone())
     }
 
     /// Every version from `first` on, in the order of history.

@@ -212,3 +212,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_transaction_wrote_itself_is_not_what_was_before_it() {
+    let (mut store, one) = (Store::default(), |key| KeyRange { start: key, end: RangeEnd::Single });
+    let mut writer = store.write();
+    writer.put(&key(1), b"old", LeaseId(0));
+    writer.finish();
+    let mut writer = store.write();
+    writer.put(&key(1), b"new", LeaseId(0));
+    writer.put(&key(2), b"new", LeaseId(0));
+    writer.delete(&one(key(1)));
+    writer.delete(&one(key(2)));
+    writer.put(&key(1), b"newest", LeaseId(0));
+    let before: Vec<_> =
+        writer.finish().iter().map(|record| store.before(record).map(|old| old.value().to_vec())).collect();
+    let old = || Some(b"old".to_vec());
+    assert_eq!(before, [old(), None, old(), None, old()]);
+    // A deletion before it is no value.
+    let mut writer = store.write();
+    writer.delete(&one(key(1)));
+    writer.finish();
+    let mut writer = store.write();
+    writer.put(&key(1), b"again", LeaseId(0));
+    writer.put(&key(1), b"and again", LeaseId(0));
+    assert!(writer.finish().iter().all(|record| store.before(record).is_none()));
+}

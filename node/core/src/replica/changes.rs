@@ -186,7 +186,7 @@ fn entry_of(change: ChangeRequest, request: RequestId) -> Entry {
     entry
 }
 
-fn parse_change(data: &Bytes) -> Result<(RequestId, Change), String> {
+pub(super) fn parse_change(data: &Bytes) -> Result<(RequestId, Change), String> {
     use ConfChangeType::*;
     // raft-rs's own type cannot tell an update from a learner's addition: their numbers clash.
     let change = <raftpb::ConfChange as prost::Message>::decode(data.clone());

@@ -8,8 +8,6 @@ mod io;
 mod leaving;
 mod proposals;
 mod reads;
-#[cfg(test)]
-mod tests;
 
 use std::collections::VecDeque;
 
@@ -160,7 +158,7 @@ impl Replica {
             Input::Propose(proposal) => self.propose(proposal, out),
             Input::Change { ticket, change, peers } => self.change(ticket, change, &peers, out),
             Input::Transfer { ticket, to } => self.transfer(ticket, to, out),
-            Input::Read { ticket } => self.reads.ask(ticket, self.ticks + self.config.request_ticks()),
+            Input::Read { ticket } => self.reads.ask(ticket, self.ticks + self.config.request_ticks(), out),
             Input::Persisted(persist) => self.persisted(persist, out),
             Input::Watch { stream, request } => self.hub.handle(stream, request, &self.machine.store, out),
             Input::Settle => self.settle(out),
@@ -204,10 +202,12 @@ impl Replica {
         }
     }
 
-    fn message(&mut self, message: Message, out: &mut Vec<Output>) {
+    fn message(&mut self, mut message: Message, out: &mut Vec<Output>) {
         if self.machine.membership.is_removed(message.from()) {
             return; // it may not know yet
         }
+        // What no member could apply must not be replicated: every one of them would stop at it, for good.
+        message.retain_proposals(is_applicable);
         if let Err(forgotten) = self.consensus.step(message) {
             self.halt(forgotten.into(), out);
         }
@@ -440,3 +440,15 @@ impl Replica {
         self.halted = true;
     }
 }
+
+/// Whether a member that is asked to replicate this can tell what it means.
+fn is_applicable(entry: &Entry) -> bool {
+    match entry.entry_type {
+        EntryType::EntryNormal => entry.data.is_empty() || Command::decode(entry.data.clone()).is_ok(),
+        EntryType::EntryConfChange => changes::parse_change(&entry.data).is_ok(),
+        EntryType::EntryConfChangeV2 => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

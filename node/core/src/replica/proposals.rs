@@ -8,7 +8,7 @@ use raft::eraftpb::Entry;
 
 use crate::{
     error::Refusal,
-    limits::PROPOSALS_WAITING_MAX,
+    limits::{PROPOSALS_BYTES_MAX, PROPOSALS_WAITING_MAX},
     types::{MemberId, RequestId, Term, Ticket},
 };
 
@@ -16,9 +16,10 @@ use crate::{
 /// deadlines ascending.
 pub struct Proposals {
     next_id: u64,
-    queued: Vec<Entry>,
-    /// The requests in `queued`, so that one that was never handed to raft can be refused for good.
-    queued_ids: VecDeque<RequestId>,
+    /// With their ids, so that one that was never handed to raft can be refused for good.
+    queued: VecDeque<(RequestId, Entry)>,
+    /// Bytes of what is queued.
+    queued_bytes: usize,
     waiting: BTreeMap<RequestId, Waiting>,
     by_deadline: VecDeque<(u64, RequestId)>,
     by_long_deadline: VecDeque<(u64, RequestId)>,
@@ -40,8 +41,8 @@ impl Proposals {
         let start = crate::machine::hash_bytes(&seed.to_le_bytes()) & 0x0000_ffff_ffff_ffff;
         Proposals {
             next_id: id.0 << 48 | start,
-            queued: Vec::new(),
-            queued_ids: VecDeque::new(),
+            queued: VecDeque::new(),
+            queued_bytes: 0,
             waiting: BTreeMap::new(),
             by_deadline: VecDeque::new(),
             by_long_deadline: VecDeque::new(),
@@ -55,12 +56,12 @@ impl Proposals {
     }
 
     pub fn is_full(&self) -> bool {
-        self.waiting.len() >= PROPOSALS_WAITING_MAX
+        self.waiting.len() >= PROPOSALS_WAITING_MAX || self.queued_bytes >= PROPOSALS_BYTES_MAX
     }
 
     pub fn enqueue(&mut self, request: RequestId, entry: Entry) {
-        self.queued.push(entry);
-        self.queued_ids.push_back(request);
+        self.queued_bytes += entry.data.len();
+        self.queued.push_back((request, entry));
     }
 
     pub fn has_queued(&self) -> bool {
@@ -69,12 +70,14 @@ impl Proposals {
 
     /// All at once: one message to the leader of this term, one append, one fsync.
     pub fn take_queued(&mut self, term: Term) -> Vec<Entry> {
-        for request in self.queued_ids.drain(..) {
+        self.queued_bytes = 0;
+        let hand_in = |(request, entry)| {
             if let Some(waiting) = self.waiting.get_mut(&request) {
                 waiting.handed_in = Some(term);
             }
-        }
-        take(&mut self.queued)
+            entry
+        };
+        take(&mut self.queued).into_iter().map(hand_in).collect()
     }
 
     /// An entry of this term was applied, and none of it before: what was handed to a leader of an earlier term, and
@@ -120,8 +123,9 @@ impl Proposals {
         while let Some((_, request)) =
             self.by_deadline.pop_front_if(due).or_else(|| self.by_long_deadline.pop_front_if(due))
         {
-            let Some(Waiting { ticket, since_tick, .. }) = self.waiting.remove(&request) else { continue };
-            let refusal = if self.forget_queued(request) {
+            let Some(Waiting { ticket, since_tick, handed_in, .. }) = self.waiting.remove(&request) else { continue };
+            let refusal = if handed_in.is_none() {
+                self.forget_queued(request);
                 Refusal::NoLeader // it never left this member
             } else if since_tick < leader_since && since_tick + spared > leader_since {
                 Refusal::TimeoutLeaderFailed
@@ -133,21 +137,77 @@ impl Proposals {
         expired
     }
 
-    fn forget_queued(&mut self, request: RequestId) -> bool {
-        let at = self.queued_ids.iter().position(|queued| *queued == request);
-        if let Some(at) = at {
-            self.queued_ids.remove(at);
-            self.queued.remove(at);
-        }
-        at.is_some()
+    /// Those that expire are mostly the first in the queue: to find one and to take it out costs little.
+    fn forget_queued(&mut self, request: RequestId) {
+        let at = self.queued.iter().position(|(queued, _)| *queued == request);
+        let (_, entry) = at.and_then(|at| self.queued.remove(at)).expect("what is not handed in is queued");
+        self.queued_bytes -= entry.data.len();
     }
 
     /// Everybody who waits. What is queued goes.
     pub fn drain(&mut self) -> Vec<(Ticket, RequestId)> {
         self.queued.clear();
-        self.queued_ids.clear();
+        self.queued_bytes = 0;
         self.by_deadline.clear();
         self.by_long_deadline.clear();
         take(&mut self.waiting).into_iter().map(|(request, waiting)| (waiting.ticket, request)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(request: RequestId) -> Entry {
+        Entry { data: request.0.to_be_bytes().to_vec().into(), ..Entry::default() }
+    }
+
+    fn enqueue(proposals: &mut Proposals, deadline: u64) -> RequestId {
+        let request = proposals.next_id();
+        proposals.wait(request, Ticket(request.0), 0, deadline);
+        proposals.enqueue(request, entry(request));
+        request
+    }
+
+    #[test]
+    fn what_expires_leaves_the_queue_and_the_rest_keeps_its_order() {
+        let mut proposals = Proposals::new(MemberId(1), 7);
+        let handed_in = enqueue(&mut proposals, 1);
+        assert_eq!(proposals.take_queued(Term(2)), [entry(handed_in)]);
+        let change = proposals.next_id();
+        proposals.wait_long(change, Ticket(0), 0, 2);
+        proposals.enqueue(change, entry(change));
+        let expiring: Vec<_> = (0..PROPOSALS_WAITING_MAX - 3).map(|_| enqueue(&mut proposals, 1)).collect();
+        let last = enqueue(&mut proposals, 3);
+        assert!(proposals.is_full());
+        let refused = |expired: Vec<(Ticket, RequestId, Refusal)>| -> Vec<_> {
+            expired.into_iter().map(|(_, request, refusal)| (request, refusal)).collect()
+        };
+        let expected: Vec<_> = expiring.iter().map(|request| (*request, Refusal::NoLeader)).collect();
+        let expired = refused(proposals.expire(1, 0, 0));
+        assert_eq!((expired[0], &expired[1..]), ((handed_in, Refusal::Timeout), &expected[..]));
+        assert_eq!(refused(proposals.expire(2, 0, 0)), [(change, Refusal::NoLeader)]);
+        assert_eq!(proposals.take_queued(Term(2)), [entry(last)]);
+        assert_eq!(refused(proposals.expire(3, 0, 0)), [(last, Refusal::Timeout)]);
+    }
+
+    #[test]
+    fn what_is_queued_has_a_bound_in_bytes() {
+        let mut proposals = Proposals::new(MemberId(1), 7);
+        let large = |proposals: &mut Proposals, deadline| {
+            let request = proposals.next_id();
+            proposals.wait(request, Ticket(request.0), 0, deadline);
+            proposals.enqueue(request, Entry { data: vec![0; PROPOSALS_BYTES_MAX / 2].into(), ..Entry::default() });
+            proposals.is_full()
+        };
+        assert_eq!([1, 2].map(|deadline| large(&mut proposals, deadline)), [false, true]);
+        proposals.expire(1, 0, 0);
+        assert!(!proposals.is_full());
+        assert!(large(&mut proposals, 3));
+        proposals.take_queued(Term(2));
+        assert!(!proposals.is_full());
+        assert!(!large(&mut proposals, 4) && large(&mut proposals, 5));
+        proposals.drain();
+        assert!(!proposals.is_full());
     }
 }

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     error::Refusal,
     event::NodeEvent,
+    limits::READS_WAITING_MAX,
     types::{Index, Term, Ticket},
 };
 
@@ -45,7 +46,12 @@ impl Reads {
         Reads { retry_ticks, next_id, waiting: Vec::new(), round: None, confirmed: Vec::new() }
     }
 
-    pub fn ask(&mut self, ticket: Ticket, deadline: u64) {
+    pub fn ask(&mut self, ticket: Ticket, deadline: u64, out: &mut Vec<Output>) {
+        let asked = self.round.as_ref().map_or(0, |round| round.reads.len());
+        let confirmed = self.confirmed.iter().map(|(_, reads)| reads.len()).sum::<usize>();
+        if self.waiting.len() + asked + confirmed >= READS_WAITING_MAX {
+            return refuse(vec![Asked { ticket, deadline }], Refusal::TooManyRequests, out);
+        }
         self.waiting.push(Asked { ticket, deadline });
     }
 
