@@ -196,6 +196,7 @@ fn answer(context: &Context, result: Result<(Message, State), ReceiveError>) -> 
             tracing::warn!(target: "peers", %error, "a snapshot that came is not usable");
             note(context, NodeEvent::SnapshotRejected { reason: error.to_string() });
             let status = match error {
+                ReceiveError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
                 ReceiveError::Disk(_) | ReceiveError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 _ => StatusCode::BAD_REQUEST,
             };
