@@ -12,9 +12,10 @@ use detcd_core::{
 use crate::{
     config::Config,
     error::Failure,
-    host::Disk,
+    host::{Clock, Disk},
+    metrics::Metrics,
     snapshots::{Snapshots, Written},
-    wal::{NewSegment, Sizes, Wal, segments},
+    wal::{NewSegment, Sizes, Stopwatch, Wal, segments},
 };
 
 pub struct Storage {
@@ -75,6 +76,11 @@ impl Storage {
         }
         recovered.state = State(Box::new(machine));
         Ok((Storage { wal, snapshots }, metadata, recovered))
+    }
+
+    /// Counts how long the log's syncs take.
+    pub(crate) fn time_syncs(&mut self, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) {
+        self.wal.stopwatch = Some(Stopwatch { clock, metrics });
     }
 
     /// The directory of states, for whoever writes or receives one.

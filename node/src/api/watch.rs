@@ -7,13 +7,14 @@ use std::{
 
 use bytes::Bytes;
 use detcd_core::{
+    limits::{WATCH_NOTICES_MAX, WATCH_REQUESTS_AT_ONCE},
     types::{Revision, StreamId, WatchId},
     watch::{Canceled, Create, Event, Filter, Notice, Request as Ask, What, range_of_watch},
 };
 use futures::Stream;
-use tonic::{Code, Request, Response, Status, Streaming, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, NoticeQueue, calls::Method, convert::key_value};
+use super::{Api, NoticeQueue, convert::key_value};
 use crate::{
     inbox::Item,
     proto::{
@@ -36,7 +37,8 @@ impl Watch for Api {
         self.check_leader(request.metadata())?;
         let (id, notices) = (self.handle.new_stream(), Arc::new(NoticeQueue::default()));
         self.handle.push(Item::OpenWatches { stream: id, notices: notices.clone() });
-        Ok(Response::new(WatchStream { api: self.clone(), id, requests: request.into_inner(), notices, delivered: 0 }))
+        let requests = Some(request.into_inner());
+        Ok(Response::new(WatchStream { api: self.clone(), id, requests, notices, delivered: 0 }))
     }
 }
 
@@ -44,7 +46,8 @@ impl Watch for Api {
 pub struct WatchStream {
     api: Api,
     id: StreamId,
-    requests: Streaming<WatchRequest>,
+    /// `None` once the client has nothing more to ask. Its watches go on, as in etcd.
+    requests: Option<Streaming<WatchRequest>>,
     notices: Arc<NoticeQueue>,
     /// Bytes of events passed on and not reported yet.
     delivered: usize,
@@ -55,7 +58,24 @@ impl WatchStream {
         self.api.handle.push(Item::Watch { stream: self.id, request });
     }
 
-    fn take_in(&self, request: WatchRequest) {
+    /// Takes in what the client asks, for as long as it also takes what it is told. The error that ended the stream.
+    fn take_in(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
+        for _ in 0..WATCH_REQUESTS_AT_ONCE {
+            let Some(requests) = self.requests.as_mut().filter(|_| self.notices.len() < WATCH_NOTICES_MAX) else {
+                return Ok(());
+            };
+            match Pin::new(requests).poll_next(cx) {
+                Poll::Ready(Some(request)) => self.pass_on(request?),
+                Poll::Ready(None) => self.requests = None,
+                Poll::Pending => return Ok(()),
+            }
+        }
+        // There may be more, once these are seen to.
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn pass_on(&self, request: WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.ask(Ask::Create(convert_create(create))),
             Some(RequestUnion::CancelRequest(cancel)) => self.ask(Ask::Cancel(WatchId(cancel.watch_id))),
@@ -97,14 +117,8 @@ impl Stream for WatchStream {
     type Item = Result<WatchResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            match Pin::new(&mut self.requests).poll_next(cx) {
-                Poll::Ready(Some(Ok(request))) => self.take_in(request),
-                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
-                // The client has nothing more to ask, and in this API that ends the stream.
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => break,
-            }
+        if let Err(status) = self.take_in(cx) {
+            return Poll::Ready(Some(Err(status)));
         }
         if self.delivered >= REPORT_BYTES {
             let delivered = std::mem::take(&mut self.delivered);
@@ -119,7 +133,6 @@ impl Stream for WatchStream {
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
-        self.api.metrics.calls.handled(Method::WATCH, Code::Cancelled);
         self.ask(Ask::Close);
     }
 }

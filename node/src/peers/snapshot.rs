@@ -76,6 +76,9 @@ pub async fn send(context: Context, message: Message, state: State) {
         Some(peer) => {
             let result = send_to(&context, &peer, message, state).await;
             peer.sending.store(false, Relaxed);
+            if result.is_err() {
+                peer.snapshots_lost.fetch_add(1, Relaxed);
+            }
             result
         }
     };
@@ -86,7 +89,7 @@ pub async fn send(context: Context, message: Message, state: State) {
 }
 
 async fn send_to(context: &Context, peer: &Peer, mut message: Message, state: State) -> Result<(), SendError> {
-    let url = peer.urls.lock().first().cloned().unwrap_or_default();
+    let url = peer.url(peer.snapshots_lost.load(Relaxed));
     let Some((address, _)) = parse_url(&url) else { return Err(SendError::Url(url)) };
     message.set_snapshot_data(v2store::write(&state.0.membership, state.0.cluster_version.as_deref()));
     let mut head = (message.encoded_len() as u64).to_be_bytes().to_vec();
