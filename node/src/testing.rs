@@ -19,13 +19,16 @@ use detcd_core::{
         command::{Command, Put},
     },
     proto::raftpb::{self, MessageType},
-    replica::State,
-    types::{Index, LeaseId, RequestId, Term},
+    replica::{State, Status},
+    types::{ClusterId, Index, LeaseId, MemberId, RequestId, Term},
 };
 use parking_lot::Mutex;
 use prost::Message as _;
 
-use crate::host::{BoxFuture, Clock, Disk, File, Host, Io, Listener, Net, Open, Probe, Role, Sleep};
+use crate::{
+    host::{BoxFuture, Clock, Disk, File, Host, Io, Listener, Net, Open, Probe, Role, Sleep},
+    inbox::Handle,
+};
 
 /// Files in memory. Everything is done at once, and nothing is ever lost.
 #[derive(Default)]
@@ -188,6 +191,13 @@ impl Probe for Notes {
     fn note(&self, event: NodeEvent) {
         self.0.lock().push(event);
     }
+}
+
+/// To a driver that there is not.
+pub fn handle() -> Handle {
+    let (term, none) = (Term(1), Index(0));
+    let status = Status { term, leader: MemberId(0), committed: none, applied: none, watches: 0, is_learner: false };
+    Handle::new(MemberId(1), ClusterId(1), status)
 }
 
 pub fn host() -> Host {

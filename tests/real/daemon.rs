@@ -1,6 +1,9 @@
 //! The daemon between start and stop: what it says of itself, over HTTP and gRPC, and how it ends.
 use super::{put_keys, runtime};
-use detcd_node::proto::health::{HealthCheckRequest, health_client::HealthClient};
+use detcd_node::proto::{
+    etcdserverpb::{WatchCreateRequest, WatchRequest, watch_client::WatchClient, watch_request::RequestUnion},
+    health::{HealthCheckRequest, health_client::HealthClient},
+};
 use detcd_tests::harness::{
     Addresses, Cluster, Kind, Peers, binaries,
     cluster::READY_BOUND,
@@ -18,6 +21,8 @@ use std::{
     thread::sleep,
     time::{Duration, Instant},
 };
+use tokio::time::timeout;
+use tonic::codegen::tokio_stream;
 
 /// What the usual alerts and dashboards ask for, as far as one member has it.
 const METRICS: &[&str] = &[
@@ -222,6 +227,23 @@ fn a_client_that_does_not_answer_any_more_is_parted_from() {
     let end = silent.read_to_end(&mut Vec::new());
     let timed_out = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
     assert!(!end.as_ref().is_err_and(timed_out), "it is still waited for: {end:?}");
+}
+
+#[test]
+fn a_watch_goes_on_when_its_client_has_nothing_more_to_ask() {
+    let mut cluster = Cluster::start(1);
+    let (client, runtime) = (cluster.member(0).address.client, runtime());
+    let mut notices = runtime.block_on(async {
+        let channel = Channel::connect(client).await.expect("a connection");
+        let create = WatchCreateRequest { key: "k0".into(), ..Default::default() };
+        let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let answer = WatchClient::with_origin(channel, origin(client)).watch(tokio_stream::iter([request])).await;
+        answer.expect("a stream").into_inner()
+    });
+    let mut next = || runtime.block_on(async { timeout(Duration::from_secs(10), notices.message()).await });
+    assert!(next().expect("in time").expect("no error").expect("no end").created);
+    put_keys(client, 1);
+    assert_eq!(next().expect("in time").expect("no error").expect("no end").events.len(), 1);
 }
 
 /// Clients that never speak must not keep a stop from ending.

@@ -165,3 +165,69 @@ fn convert_event(event: &Event) -> mvccpb::Event {
     };
     mvccpb::Event { r#type: mvccpb::event::EventType::Delete as i32, kv: Some(kv), prev_kv }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http_body_util::Full;
+    use prost::Message;
+    use tonic::codec::Codec;
+
+    use super::*;
+    use crate::{
+        api::{Limits, LongReads},
+        proto::etcdserverpb::WatchProgressRequest,
+        testing,
+    };
+
+    /// A stream whose client has sent so many requests and has nothing more to ask.
+    fn asked(requests: usize) -> WatchStream {
+        let request_union = Some(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+        let message = WatchRequest { request_union }.encode_to_vec();
+        let frame = [&[0], &(message.len() as u32).to_be_bytes()[..], &message].concat();
+        let decoder = tonic_prost::ProstCodec::<WatchResponse, WatchRequest>::default().decoder();
+        let requests = Streaming::new_request(decoder, Full::new(Bytes::from(frame.repeat(requests))), None, None);
+        let (limits, long_reads) = (Limits { txn_ops_max: 1 }, LongReads::new(1));
+        let (handle, metrics, host) = (testing::handle(), Arc::default(), testing::host());
+        let api = Api { handle, limits, metrics, host, long_reads };
+        WatchStream { api, id: StreamId(1), requests: Some(requests), notices: Arc::default(), delivered: 0 }
+    }
+
+    /// What comes out, and how many requests were passed on for it.
+    fn poll(stream: &mut WatchStream) -> (Poll<Option<bool>>, usize) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = Pin::new(&mut *stream).poll_next(&mut cx).map(|next| next.map(|next| next.is_ok()));
+        let mut items = Vec::new();
+        stream.api.handle.drain(&mut cx, &mut items);
+        (polled, items.len())
+    }
+
+    #[tokio::test]
+    async fn a_stream_goes_on_when_its_client_has_nothing_more_to_ask() {
+        let mut stream = asked(1);
+        assert_eq!([poll(&mut stream), poll(&mut stream)], [(Poll::Pending, 1), (Poll::Pending, 0)]);
+        assert!(stream.requests.is_none());
+        stream.notices.push(Notice {
+            stream: StreamId(1),
+            watch: WatchId(0),
+            revision: Revision(1),
+            what: What::Progress,
+        });
+        assert_eq!(poll(&mut stream), (Poll::Ready(Some(true)), 0));
+    }
+
+    #[tokio::test]
+    async fn requests_wait_while_too_many_answers_do() {
+        let mut stream = asked(2 * WATCH_REQUESTS_AT_ONCE);
+        assert_eq!(poll(&mut stream), (Poll::Pending, WATCH_REQUESTS_AT_ONCE));
+        for _ in 0..=WATCH_NOTICES_MAX {
+            let (stream_id, watch, revision) = (StreamId(1), WatchId(0), Revision(1));
+            stream.notices.push(Notice { stream: stream_id, watch, revision, what: What::Progress });
+        }
+        for _ in 0..2 {
+            assert_eq!(poll(&mut stream), (Poll::Ready(Some(true)), 0));
+        }
+        assert_eq!(poll(&mut stream), (Poll::Ready(Some(true)), WATCH_REQUESTS_AT_ONCE));
+    }
+}

@@ -14,6 +14,7 @@ mod dial;
 mod join;
 mod outgoing;
 mod promote;
+mod receiving;
 mod serve;
 mod snapshot;
 #[cfg(test)]
@@ -39,8 +40,8 @@ use detcd_core::{
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use self::outgoing::Outgoing;
 pub use self::{join::find_cluster, promote::ask_to_promote, serve::serve};
+use self::{outgoing::Outgoing, receiving::Receiving};
 use crate::{
     host::Host,
     inbox::{Handle, Item},
@@ -65,8 +66,7 @@ pub struct Context {
     directory: Arc<Mutex<Directory>>,
     snapshots: Snapshots,
     metrics: Arc<Metrics>,
-    /// A snapshot is being received; one at a time.
-    receiving: Arc<AtomicBool>,
+    receiving: Arc<Receiving>,
 }
 
 /// Who is in the cluster, and the way to each.

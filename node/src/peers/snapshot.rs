@@ -7,7 +7,7 @@
 //! Between two of our own the state's SHA-256 follows ([`CHECKSUM_HEADER`]): nothing else would tell a bit that flipped
 //! in a value. The answer comes once the state is durable and checked.
 //!
-//! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads. Either side gives up when nothing
+//! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads (`receiving.rs`). Either side gives up when nothing
 //! moves for some seconds, or when the peer starts anew; the leader's replica is told in any case.
 use std::{
     sync::{
@@ -40,6 +40,7 @@ use super::{
     client::{self, AskError},
     dial::introduce,
     note,
+    receiving::Turn,
 };
 use crate::{
     config::parse_url,
@@ -175,15 +176,11 @@ fn body(head: Vec<u8>, image: Image, checksum: bool, moved: Arc<AtomicU64>) -> O
 
 /// Takes a snapshot in and hands it to the replica. The answer for the leader.
 pub async fn take(context: &Context, body: Incoming, checksum: bool) -> (StatusCode, String) {
-    if context.receiving.swap(true, Relaxed) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "another snapshot is being received\n".into());
-    }
     // In a task of its own: when its connection breaks a request is dropped wherever it stands, and this would receive
     // for ever, and leave its file behind.
     let own = context.clone();
     let taking = tokio::spawn(async move {
         let result = take_in(&own, body, checksum).await;
-        own.receiving.store(false, Relaxed);
         answer(&own, result)
     });
     taking.await.unwrap_or_else(|_| (StatusCode::INTERNAL_SERVER_ERROR, "the member is about to end\n".into()))
@@ -195,6 +192,7 @@ fn answer(context: &Context, result: Result<(Message, State), ReceiveError>) -> 
             context.handle.push(Item::Snapshot { message, state });
             (StatusCode::NO_CONTENT, String::new())
         }
+        Err(error @ ReceiveError::Another) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
         Err(error) => {
             tracing::warn!(target: "peers", %error, "a snapshot that came is not usable");
             note(context, NodeEvent::SnapshotRejected { reason: error.to_string() });
@@ -209,7 +207,7 @@ fn answer(context: &Context, result: Result<(Message, State), ReceiveError>) -> 
 }
 
 async fn take_in(context: &Context, body: Incoming, checksum: bool) -> Result<(Message, State), ReceiveError> {
-    let mut source = Source { context, body, ahead: BytesMut::new() };
+    let mut source = Source { context, body, ahead: BytesMut::new(), turn: None };
     let length = u64::from_be_bytes(source.exactly(8).await?[..].try_into().expect("eight bytes"));
     if length > PEER_MESSAGE_BYTES_MAX as u64 {
         return Err(ReceiveError::Cut(format!("a message of {length} bytes")));
@@ -219,8 +217,12 @@ async fn take_in(context: &Context, body: Incoming, checksum: bool) -> Result<(M
     if message.to() != context.member {
         return Err(ReceiveError::NoSnapshot);
     }
-    let state = receive(&context.snapshots, &message, &mut source, checksum).await?;
-    Ok((message, state))
+    let turn = context.receiving.begin(message.term()).ok_or(ReceiveError::Another)?;
+    let number = turn.number();
+    source.turn = Some(turn);
+    let state = receive(&context.snapshots, &message, &mut source, checksum).await;
+    context.receiving.end(number);
+    Ok((message, state?))
 }
 
 /// A request's body, piece by piece.
@@ -229,6 +231,8 @@ struct Source<'a> {
     body: Incoming,
     /// Came, and was not taken yet.
     ahead: BytesMut,
+    /// `None` while it is not known whose snapshot it is.
+    turn: Option<Turn>,
 }
 
 impl Source<'_> {
@@ -247,7 +251,13 @@ impl Source<'_> {
     async fn frame(&mut self) -> Option<Result<Bytes, String>> {
         loop {
             let silence = self.context.host.clock.sleep(Duration::from_millis(SNAPSHOT_STALL_MS));
-            match select(self.body.frame(), silence).await {
+            let over = async {
+                match &mut self.turn {
+                    Some(turn) => drop((&mut turn.over).await),
+                    None => std::future::pending().await,
+                }
+            };
+            match select(self.body.frame(), select(silence, std::pin::pin!(over))).await {
                 Either::Left((None, _)) => return None,
                 Either::Left((Some(Err(error)), _)) => return Some(Err(error.to_string())),
                 Either::Left((Some(Ok(frame)), _)) => {
@@ -255,7 +265,8 @@ impl Source<'_> {
                         return Some(Ok(data));
                     }
                 }
-                Either::Right(..) => return Some(Err("nothing came for too long".into())),
+                Either::Right((Either::Left(..), _)) => return Some(Err("nothing came for too long".into())),
+                Either::Right((Either::Right(..), _)) => return Some(Err("a later leader sends its own".into())),
             }
         }
     }

@@ -5,11 +5,6 @@ use std::{
     task::{Context as TaskContext, Poll, Waker},
 };
 
-use detcd_core::{
-    replica::Status,
-    types::{Index, Term},
-};
-
 use super::*;
 use crate::{
     host::{BoxFuture, Io, Listener, Net, Role},
@@ -54,11 +49,8 @@ impl Net for Asked {
 
 async fn context(net: Arc<dyn Net>) -> Context {
     let host = Host { net, ..testing::host() };
-    let (term, none) = (Term(1), Index(0));
-    let status = Status { term, leader: MemberId(0), committed: none, applied: none, watches: 0, is_learner: false };
-    let handle = Handle::new(MemberId(1), ClusterId(1), status);
     let (snapshots, _) = Snapshots::open(host.disk.clone(), Path::new("/snap"), 5).await.unwrap();
-    Context::new(host, handle, &["http://n1:2380".to_owned()], snapshots, Arc::<Metrics>::default())
+    Context::new(host, testing::handle(), &["http://n1:2380".to_owned()], snapshots, Arc::<Metrics>::default())
 }
 
 fn urls(count: usize) -> Vec<String> {

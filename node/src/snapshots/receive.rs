@@ -16,6 +16,8 @@ const WRITE_BYTES: usize = 256 << 10;
 pub enum ReceiveError {
     #[error("the message is no snapshot")]
     NoSnapshot,
+    #[error("another snapshot is being received")]
+    Another,
     #[error("another state of index {0} is still on its way into its place")]
     Busy(Index),
     #[error("the stream ended early: {0}")]
