@@ -192,7 +192,9 @@ fn serve_alone(prepare: impl FnOnce(&mut Command)) -> (Cluster, Process) {
 #[test]
 fn a_log_that_cannot_be_written_does_not_stop_it() {
     let full = File::options().write(true).open("/dev/full").expect("a device that is always full");
-    let (cluster, mut process) = serve_alone(|command| drop(command.stderr(full)));
+    let (cluster, mut process) = serve_alone(|command| {
+        command.stderr(full);
+    });
     put_keys(cluster.members[0].address.client, 10);
     assert_eq!(process.ended(), None, "it ended");
 }
@@ -208,8 +210,10 @@ fn as_many_files_may_be_open_as_the_system_allows() {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     };
-    // SAFETY: the closure allocates nothing and takes no lock.
-    let (cluster, _process) = serve_alone(|command| drop(unsafe { command.pre_exec(lower) }));
+    let (cluster, _process) = serve_alone(|command| {
+        // SAFETY: the closure allocates nothing and takes no lock.
+        unsafe { command.pre_exec(lower) };
+    });
     let files_max = http::metric(cluster.members[0].address.client, "process_max_fds");
     assert_eq!(files_max, Some(limit.rlim_max as f64));
 }
