@@ -108,6 +108,8 @@ pub const CHECKPOINT_RETRY_MS: u64 = 10_000;
 pub const JOIN_MS: u64 = 30_000;
 /// A snapshot that makes no headway for so long is given up, in milliseconds.
 pub const SNAPSHOT_STALL_MS: u64 = 5_000;
+/// The largest message before a snapshot, in bytes: it holds the membership. Larger: the snapshot is refused.
+pub const SNAPSHOT_MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// How long a leader waits for a follower to check a snapshot that it got whole, in milliseconds.
 pub const SNAPSHOT_ANSWER_MS: u64 = 120_000;
 /// The largest record a log reader accepts, in bytes: larger is corruption, not data.

@@ -157,12 +157,8 @@ impl Context {
     pub fn add_remotes(&self, remotes: impl IntoIterator<Item = (MemberId, Vec<String>)>) {
         let mut directory = self.directory.lock();
         for (id, urls) in remotes.into_iter().filter(|(id, _)| *id != self.member) {
-            let is_new = !directory.remotes.contains_key(&id);
-            if is_new && directory.remotes.len() >= REMOTES_MAX {
-                tracing::warn!(target: "peers", peer = %id, "too many who may be members; not one more");
-                continue;
-            }
-            if !directory.membership.is_removed(id) && directory.membership.get(id).is_none() {
+            let has_room = directory.remotes.len() < REMOTES_MAX || directory.remotes.contains_key(&id);
+            if has_room && !directory.membership.is_removed(id) && directory.membership.get(id).is_none() {
                 directory.remotes.insert(id, urls);
             }
         }

@@ -7,8 +7,8 @@
 //! Between two of our own the state's SHA-256 follows ([`CHECKSUM_HEADER`]): nothing else would tell a bit that flipped
 //! in a value. The answer comes once the state is durable and checked.
 //!
-//! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads (`receiving.rs`). Either side gives up when nothing
-//! moves for some seconds, or when the peer starts anew; the leader's replica is told in any case.
+//! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads (`receiving.rs`). Either side gives up
+//! when nothing moves for some seconds, or when the peer starts anew; the leader's replica is told in any case.
 use std::{
     sync::{
         Arc,
@@ -22,7 +22,7 @@ use detcd_core::{
     consensus::Message,
     event::NodeEvent,
     format::v2store,
-    limits::{PEER_MESSAGE_BYTES_MAX, SNAPSHOT_ANSWER_MS, SNAPSHOT_STALL_MS},
+    limits::{SNAPSHOT_ANSWER_MS, SNAPSHOT_MESSAGE_BYTES_MAX, SNAPSHOT_STALL_MS},
     replica::State,
 };
 use futures::{
@@ -209,7 +209,7 @@ fn answer(context: &Context, result: Result<(Message, State), ReceiveError>) -> 
 async fn take_in(context: &Context, body: Incoming, checksum: bool) -> Result<(Message, State), ReceiveError> {
     let mut source = Source { context, body, ahead: BytesMut::new(), turn: None };
     let length = u64::from_be_bytes(source.exactly(8).await?[..].try_into().expect("eight bytes"));
-    if length > PEER_MESSAGE_BYTES_MAX as u64 {
+    if length > SNAPSHOT_MESSAGE_BYTES_MAX as u64 {
         return Err(ReceiveError::Cut(format!("a message of {length} bytes")));
     }
     let bytes = source.exactly(length as usize).await?;
