@@ -1,5 +1,5 @@
 //! What a node is told at its start. The daemon makes it of flags, the simulator of a scenario.
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use detcd_core::{limits, machine::membership::Member};
 
@@ -40,6 +40,23 @@ pub struct Config {
     pub request_bytes_max: usize,
     pub txn_ops_max: usize,
     pub watch_progress_ms: u64,
+    pub keep_alive: KeepAlive,
+    /// Long reads that run at a time; more wait.
+    pub long_reads: usize,
+}
+
+/// When a client that is silent is asked whether it is still there, and how long it may take to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAlive {
+    pub interval: Duration,
+    pub timeout: Duration,
+}
+
+impl KeepAlive {
+    pub const DEFAULT: KeepAlive = KeepAlive {
+        interval: Duration::from_millis(limits::KEEP_ALIVE_MS),
+        timeout: Duration::from_millis(limits::KEEP_ALIVE_TIMEOUT_MS),
+    };
 }
 
 /// Whether a member without data founds its cluster or joins it.
@@ -81,6 +98,8 @@ impl Config {
             request_bytes_max: limits::REQUEST_BYTES_MAX,
             txn_ops_max: limits::TXN_OPS_MAX,
             watch_progress_ms: limits::WATCH_PROGRESS_MS,
+            keep_alive: KeepAlive::DEFAULT,
+            long_reads: limits::LONG_READS,
         }
     }
 

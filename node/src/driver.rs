@@ -77,6 +77,8 @@ pub struct Driver {
     /// `None` while `writing` has it.
     storage: Option<Storage>,
     log_path: PathBuf,
+    /// As of when `storage` was last here: while a member is busy it seldom is.
+    log_bytes: u64,
     checkpoints: Checkpoints,
     writing: Option<Writing>,
     /// The newest batch in `writing` that is waited for.
@@ -112,6 +114,7 @@ impl Driver {
             peers,
             metrics,
             log_path: storage.path().to_owned(),
+            log_bytes: storage.log_bytes(),
             storage: Some(storage),
             checkpoints,
             writing: None,
@@ -210,9 +213,8 @@ impl Driver {
     }
 
     fn begin_checkpoint(&mut self, now: Millis) {
-        let Some(storage) = &self.storage else { return };
         let machine = self.replica.machine();
-        if self.checkpoints.is_due(storage.log_bytes(), machine, now) {
+        if self.checkpoints.is_due(self.log_bytes, machine, now) {
             let index = self.checkpoints.begin(machine, &self.handle);
             self.note(NodeEvent::CheckpointStarted { index });
         }
@@ -315,11 +317,8 @@ impl Driver {
         let batches = std::mem::take(&mut self.unwritten);
         self.writing_until = batches.iter().rev().find(|batch| batch.sync).map(|batch| batch.id);
         let checkpoint = if stopping { None } else { self.checkpoints.take_written() };
-        let (clock, metrics) = (self.host.clock.clone(), self.metrics.clone());
         self.writing = Some(Box::pin(async move {
-            let begun = clock.now();
             let mut result = storage.append(&batches).await;
-            metrics.log_written(clock.now().saturating_sub(begun));
             if last && result.is_ok() {
                 result = storage.flush().await.map(|()| Wrote::default());
             }
@@ -338,7 +337,7 @@ impl Driver {
         let Some(writing) = &mut self.writing else { return false };
         let Poll::Ready((storage, result)) = writing.as_mut().poll(cx) else { return false };
         self.writing = None;
-        self.log_path = storage.path().to_owned();
+        (self.log_path, self.log_bytes) = (storage.path().to_owned(), storage.log_bytes());
         self.storage = Some(storage);
         match result {
             Ok(Wrote { events, superfluous }) => {
@@ -400,3 +399,6 @@ impl Future for Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

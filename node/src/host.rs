@@ -40,7 +40,16 @@ pub trait Disk: Send + Sync + 'static {
     fn remove<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<()>>;
     /// Makes the directory's entries durable.
     fn sync_dir<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Keeps other processes off a directory, or off a state as etcd does: [`io::ErrorKind::WouldBlock`] if one holds the
+    /// lock. It stays with what it was taken on, whatever that is called later. A disk of one process needs none.
+    fn lock<'a>(&'a self, _path: &'a Path) -> BoxFuture<'a, io::Result<Lock>> {
+        Box::pin(async { Ok(Box::new(()) as Lock) })
+    }
 }
+
+/// Given up when it is dropped.
+pub type Lock = Box<dyn Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {

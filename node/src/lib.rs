@@ -18,6 +18,9 @@ pub mod proto;
 mod run;
 pub mod snapshots;
 pub mod storage;
+#[cfg(test)]
+mod testing;
+mod timer;
 mod wal;
 
 pub use detcd_core::event;

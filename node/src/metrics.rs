@@ -73,7 +73,7 @@ impl Metrics {
         self.store_bytes.store(machine.store.bytes(), Relaxed);
     }
 
-    pub fn log_written(&self, took: Duration) {
+    pub fn log_synced(&self, took: Duration) {
         let millis = took.as_secs_f64() * 1e3;
         let bucket = (0..FSYNC_BUCKETS).find(|n| millis <= f64::from(1u32 << n));
         if let Some(bucket) = bucket {
@@ -124,7 +124,7 @@ impl Metrics {
 
     fn render_fsync(&self, out: &mut String) {
         let name = "etcd_disk_wal_fsync_duration_seconds";
-        let _ = write!(out, "# HELP {name} How long the log's batches took to disk.\n# TYPE {name} histogram\n");
+        let _ = write!(out, "# HELP {name} How long the log's syncs took.\n# TYPE {name} histogram\n");
         let mut sum = 0;
         for (n, bucket) in self.fsync.iter().enumerate() {
             sum += bucket.load(Relaxed);

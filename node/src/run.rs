@@ -10,7 +10,7 @@ use detcd_core::{
 };
 
 use crate::{
-    api::{self, Api, Limits},
+    api::{self, Api, Limits, LongReads},
     checkpoint::Checkpoints,
     config::{CLUSTER_VERSION, ClusterState, Config},
     driver::{Driver, Step},
@@ -58,7 +58,7 @@ async fn start(
 ) -> Result<Driver, Failure> {
     let clients = listen(host, Role::Client, &config.listen_client_urls).await?;
     let peers = listen(host, Role::Peer, &config.listen_peer_urls).await?;
-    let Opened { storage, metadata, recovered, remotes } = open(config, host).await?;
+    let Opened { mut storage, metadata, recovered, remotes } = open(config, host).await?;
     let (state, machine) = (recovered.hard_state, &recovered.state.0);
     host.probe.note(NodeEvent::Recovered {
         term: state.term,
@@ -74,17 +74,19 @@ async fn start(
     let replica = Replica::new(replica_config(config, host, metadata), recovered);
     let handle = Handle::new(metadata.member, metadata.cluster, replica.status());
     let metrics = Arc::new(Metrics::default());
-    let context =
-        peers::Context::new(host.clone(), handle.clone(), &config.advertise_peer_urls, storage.snapshots().clone());
+    storage.time_syncs(host.clock.clone(), metrics.clone());
+    let (urls, snapshots) = (&config.advertise_peer_urls, storage.snapshots().clone());
+    let context = peers::Context::new(host.clone(), handle.clone(), urls, snapshots, metrics.clone());
     let driver_peers = Peers::new(context.clone(), config.heartbeat_ms);
     context.add_remotes(remotes.into_iter().map(|member| (member.id, member.peer_urls)));
     for listener in peers {
         tokio::spawn(peers::serve(context.clone(), listener));
     }
     let limits = Limits { txn_ops_max: config.txn_ops_max };
-    let api = Api { handle: handle.clone(), limits, metrics: metrics.clone(), host: host.clone() };
+    let (metrics_of_api, long_reads) = (metrics.clone(), LongReads::new(config.long_reads));
+    let api = Api { handle: handle.clone(), limits, metrics: metrics_of_api, host: host.clone(), long_reads };
     for listener in clients {
-        tokio::spawn(api::serve(api.clone(), listener));
+        tokio::spawn(api::serve(api.clone(), listener, config.keep_alive));
     }
     tokio::spawn(tick(host.clone(), handle.clone(), config.heartbeat_ms));
     tokio::spawn(announce(host.clone(), handle.clone()));

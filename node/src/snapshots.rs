@@ -5,7 +5,7 @@
 //!             TERM-INDEX.snap       says who voted as of the index; counts if the log has a mark of the same
 //!             INDEX.snap.db         a state that came from a leader, until the log's mark is durable
 //!             INDEX.db.xxh3         what `db` comes to while it is as we wrote it: its pages carry no checksum
-//!             tmp-*                 what is being written; nothing, after a crash
+//!             tmp-*                 what is being written or received; nothing, after a crash
 //! ```
 //!
 //! A checkpoint becomes the place to start from in this order: `db` and `.snap` renamed, their directory durable, then
@@ -14,12 +14,18 @@
 //! before the mark may be of another history; whoever finds it there after a crash puts it into its place.
 //!
 //! Only one of these is under way at a time in the log's hands (`storage.rs`); writing a checkpoint's file and
-//! receiving one go on beside it, under names of their own.
+//! receiving one go on beside it, each under names of its own. A received state's index is its own until the state is in
+//! its place or gone: another one of that index is refused meanwhile, or either would take the other's file for its own.
+//!
+//! The directory is locked for as long as it is used, and so is `db`, as etcd does it.
 mod image;
 mod load;
 mod receive;
+#[cfg(test)]
+mod tests;
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -31,15 +37,17 @@ use detcd_core::{
     replica::{SnapshotMark, State},
     types::{Index, Term},
 };
+use parking_lot::Mutex;
 
 pub use self::{
     image::{Checksum, Image},
     receive::{Pieces, ReceiveError, receive},
 };
 use crate::{
+    background,
     error::Failure,
-    host::{Disk, File, Open},
-    wal::{create_dir, failed, read_whole},
+    host::{Disk, File, Lock, Open},
+    wal::{create_dir, failed, open_failed, read_whole},
 };
 
 /// The directory of states.
@@ -51,6 +59,16 @@ pub struct Snapshots {
     kept: usize,
     /// The index that `db` is of; 0 if there is none.
     state: Index,
+    shared: Arc<Shared>,
+}
+
+/// What all that use one directory share.
+struct Shared {
+    _dir: Lock,
+    /// `None` while there is no state.
+    db: Mutex<Option<Lock>>,
+    /// The indexes of states that are being received, or were and are neither in their place nor gone.
+    received: Mutex<BTreeSet<Index>>,
 }
 
 /// A checkpoint that is durable under temporary names.
@@ -69,8 +87,16 @@ impl Snapshots {
         kept: usize,
     ) -> Result<(Snapshots, Vec<(Index, Term)>), Failure> {
         create_dir(&*disk, dir).await?;
-        let snapshots = Snapshots { disk, dir: dir.to_owned(), kept, state: Index(0) };
+        // Before anything is changed: it may be another process's.
+        let lock = disk.lock(dir).await.map_err(|error| open_failed(dir, error))?;
+        let shared = Shared { _dir: lock, db: Mutex::default(), received: Mutex::default() };
+        let snapshots = Snapshots { disk, dir: dir.to_owned(), kept, state: Index(0), shared: Arc::new(shared) };
         let names = snapshots.names().await.map_err(|error| failed("list", dir, error))?;
+        if names.iter().any(|name| name == "db") {
+            let path = dir.join("db");
+            let lock = snapshots.disk.lock(&path).await.map_err(|error| open_failed(&path, error))?;
+            *snapshots.shared.db.lock() = Some(lock);
+        }
         for name in names.iter().filter(|name| name.starts_with("tmp") || name.starts_with("db.tmp")) {
             snapshots.remove(name).await.map_err(|error| failed("remove", &dir.join(name), error))?;
         }
@@ -182,15 +208,29 @@ impl Snapshots {
 
     /// Makes a received state the one to start from; the log's mark of it is durable.
     pub async fn place_received(&mut self, index: Index) -> io::Result<()> {
-        self.disk.rename(&self.dir.join(snap::db_name(index)), &self.dir.join("db")).await?;
+        self.install(&self.dir.join(snap::db_name(index))).await?;
         self.disk.sync_dir(&self.dir).await?;
         self.state = index;
+        self.shared.received.lock().remove(&index);
         Ok(())
     }
 
     /// A received state is not needed. (Its `.snap` without a mark means nothing.)
     pub async fn drop_received(&self, index: Index) -> io::Result<()> {
-        self.remove(&snap::db_name(index)).await
+        let result = self.remove(&snap::db_name(index)).await;
+        self.shared.received.lock().remove(&index);
+        result
+    }
+
+    /// Gives a state the name of the one in force, locked already.
+    async fn install(&self, path: &Path) -> io::Result<()> {
+        let lock = self.disk.lock(path).await?;
+        self.disk.rename(path, &self.dir.join("db")).await?;
+        // With the old one's lock its file goes, which takes a disk its time.
+        if let Some(old) = self.shared.db.lock().replace(lock) {
+            background::discard(old);
+        }
+        Ok(())
     }
 
     /// Writes a state under temporary names, durably. What is left of one that fails is removed.
@@ -249,7 +289,7 @@ impl Snapshots {
             self.disk.remove(snap).await?;
             return Ok(false);
         }
-        self.disk.rename(db, &self.dir.join("db")).await?;
+        self.install(db).await?;
         self.disk.rename(snap, &self.dir.join(snap::name(mark.term, mark.index))).await?;
         self.disk.sync_dir(&self.dir).await?;
         self.state = mark.index;

@@ -35,7 +35,8 @@ use self::replay::Replay;
 use crate::{
     background,
     error::Failure,
-    host::{Disk, File, Open},
+    host::{Clock, Disk, File, Open},
+    metrics::Metrics,
 };
 
 /// Bytes of records that nobody waits for; beyond it they are written without being asked.
@@ -65,6 +66,13 @@ pub struct Wal {
     released: Index,
     /// Bytes written since the last mark.
     since_mark: u64,
+    pub stopwatch: Option<Stopwatch>,
+}
+
+/// For what an operator wants to know of the disk: how long the log's syncs take.
+pub struct Stopwatch {
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// How much there is of a log.
@@ -127,6 +135,7 @@ impl Wal {
             segments: [(0, Index(0))].into(),
             released: Index(0),
             since_mark: offset,
+            stopwatch: None,
         })
     }
 
@@ -189,6 +198,7 @@ impl Wal {
             segments: segments.into(),
             released: start.0,
             since_mark: read,
+            stopwatch: None,
         };
         Ok(Some((wal, metadata, recovered)))
     }
@@ -276,7 +286,12 @@ impl Wal {
         let offset = self.offset;
         self.offset += bytes.len() as u64;
         self.since_mark += bytes.len() as u64;
-        self.file.write_sync(offset, bytes).await
+        let begun = self.stopwatch.as_ref().map(|stopwatch| stopwatch.clock.now());
+        self.file.write_sync(offset, bytes).await?;
+        if let (Some(begun), Some(Stopwatch { clock, metrics })) = (begun, &self.stopwatch) {
+            metrics.log_synced(clock.now().saturating_sub(begun));
+        }
+        Ok(())
     }
 
     /// Goes over to a new segment. The old one loses its zeros: whoever reads it sees a clean end.

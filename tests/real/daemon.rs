@@ -1,19 +1,28 @@
 //! The daemon between start and stop: what it says of itself, over HTTP and gRPC, and how it ends.
-use super::runtime;
-use detcd_node::proto::health::{HealthCheckRequest, health_client::HealthClient};
+use super::{put_keys, runtime};
+use detcd_node::proto::{
+    etcdserverpb::{WatchCreateRequest, WatchRequest, watch_client::WatchClient, watch_request::RequestUnion},
+    health::{HealthCheckRequest, health_client::HealthClient},
+};
 use detcd_tests::harness::{
     Addresses, Cluster, Kind, Peers, binaries,
+    cluster::READY_BOUND,
     grpc::{Channel, origin},
     http::{self, Response},
-    process,
+    process::{self, Process},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    os::unix::process::ExitStatusExt,
+    fs::File,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    os::unix::process::{CommandExt, ExitStatusExt},
     process::{Command, ExitStatus},
-    time::Duration,
+    thread::sleep,
+    time::{Duration, Instant},
 };
+use tokio::time::timeout;
+use tonic::codegen::tokio_stream;
 
 /// What the usual alerts and dashboards ask for, as far as one member has it.
 const METRICS: &[&str] = &[
@@ -164,6 +173,83 @@ async fn health(client: SocketAddr, service: &str) -> Result<i32, tonic::Status>
     Ok(HealthClient::with_origin(channel, origin(client)).check(request).await?.into_inner().status)
 }
 
+/// A member of its own, serving, whose process was started in a way that only the caller knows.
+fn serve_alone(prepare: impl FnOnce(&mut Command)) -> (Cluster, Process) {
+    let cluster = Cluster::prepare(&binaries::detcd(), &Addresses::reserve(1));
+    let mut command = Command::new(binaries::detcd());
+    command.args(cluster.members[0].args()).stderr(process::scratch());
+    prepare(&mut command);
+    let mut process = Process::spawn(command).expect("the binary starts");
+    let start = Instant::now();
+    while !http::get(cluster.members[0].address.client, "/health").is_ok_and(|response| response.status == 200) {
+        assert_eq!(process.ended(), None, "it ended");
+        assert!(start.elapsed() < READY_BOUND, "it does not serve");
+        sleep(Duration::from_millis(10));
+    }
+    (cluster, process)
+}
+
+#[test]
+fn a_log_that_cannot_be_written_does_not_stop_it() {
+    let full = File::options().write(true).open("/dev/full").expect("a device that is always full");
+    let (cluster, mut process) = serve_alone(|command| {
+        command.stderr(full);
+    });
+    put_keys(cluster.members[0].address.client, 10);
+    assert_eq!(process.ended(), None, "it ended");
+}
+
+#[test]
+fn as_many_files_may_be_open_as_the_system_allows() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes one limit.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
+    let few = libc::rlimit { rlim_cur: 100, ..limit };
+    // SAFETY: the closure makes one call, which reads one limit.
+    let lower = move || match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &few) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let (cluster, _process) = serve_alone(|command| {
+        // SAFETY: the closure allocates nothing and takes no lock.
+        unsafe { command.pre_exec(lower) };
+    });
+    let files_max = http::metric(cluster.members[0].address.client, "process_max_fds");
+    assert_eq!(files_max, Some(limit.rlim_max as f64));
+}
+
+#[test]
+fn a_client_that_does_not_answer_any_more_is_parted_from() {
+    let mut cluster = Cluster::prepare(&binaries::detcd(), &Addresses::reserve(1));
+    cluster.member(0).set("grpc-keepalive-interval", "1s");
+    cluster.member(0).set("grpc-keepalive-timeout", "1s");
+    cluster.start_all();
+    let mut silent = TcpStream::connect(cluster.member(0).address.client).expect("a connection");
+    silent.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    // HTTP/2's preface, and settings that say nothing.
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("a connection");
+    let end = silent.read_to_end(&mut Vec::new());
+    let timed_out = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    assert!(!end.as_ref().is_err_and(timed_out), "it is still waited for: {end:?}");
+}
+
+#[test]
+fn a_watch_goes_on_when_its_client_has_nothing_more_to_ask() {
+    let mut cluster = Cluster::start(1);
+    let (client, runtime) = (cluster.member(0).address.client, runtime());
+    let mut notices = runtime.block_on(async {
+        let channel = Channel::connect(client).await.expect("a connection");
+        let create = WatchCreateRequest { key: "k0".into(), ..Default::default() };
+        let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let answer = WatchClient::with_origin(channel, origin(client)).watch(tokio_stream::iter([request])).await;
+        answer.expect("a stream").into_inner()
+    });
+    let mut next = || runtime.block_on(async { timeout(Duration::from_secs(10), notices.message()).await });
+    assert!(next().expect("in time").expect("no error").expect("no end").created);
+    put_keys(client, 1);
+    assert_eq!(next().expect("in time").expect("no error").expect("no end").events.len(), 1);
+}
+
 /// Clients that never speak must not keep a stop from ending.
 #[test]
 fn a_stop_does_not_wait_for_idle_clients() {
@@ -172,7 +258,7 @@ fn a_stop_does_not_wait_for_idle_clients() {
         return;
     }
     let mut cluster = Cluster::start(1);
-    let idle = std::net::TcpStream::connect(cluster.member(0).address.client).expect("a connection");
+    let idle = TcpStream::connect(cluster.member(0).address.client).expect("a connection");
     let status = cluster.member(0).stop();
     assert!(clean(status, libc::SIGTERM), "{status}");
     drop(idle);

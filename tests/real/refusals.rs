@@ -195,7 +195,13 @@ fn data_directory_in_use() {
     let data_dir = cluster.members[0].data_dir.clone();
     // What it writes itself, just started, is not to be taken for the other's.
     cluster.member(0).pause();
+    // As if a checkpoint were being written.
+    fs::write(data_dir.join("member/snap/tmp-0000000000000005.db"), "half a state").expect("a file");
     Attempt::at(data_dir.clone()).refused(&[&data_dir.display().to_string()]);
+    let elsewhere = files::temp_dir();
+    let wal_dir = elsewhere.path().join("wal").display().to_string();
+    Attempt::at(data_dir.clone()).with("wal-dir", &wal_dir).refused(&[&data_dir.display().to_string()]);
+    assert_eq!(files::digest(elsewhere.path()).len(), 1, "it made something in {wal_dir}");
     cluster.member(0).resume();
     put_keys(cluster.members[0].address.client, 1);
 }

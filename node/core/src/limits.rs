@@ -66,13 +66,30 @@ pub const HEALTHY_MS: u64 = 5_000;
 /// Undelivered bytes of events on one watch stream; beyond it the stream's watches fall behind and catch up from
 /// history at the pace at which the client reads.
 pub const WATCH_STREAM_BYTES_MAX: usize = 4 << 20;
+/// Notices that wait on one watch stream; beyond it the client's requests wait until it has read some.
+pub const WATCH_NOTICES_MAX: usize = 1_000;
+/// Requests of one watch stream that are passed on before their answers may come back.
+pub const WATCH_REQUESTS_AT_ONCE: usize = 100;
 /// Revisions looked through in one go when a watch catches up: keeps a step short.
 pub const WATCH_CATCH_UP_REVISIONS: usize = 1_000;
 
 /// How often a quiet watch that asks for it is told how far it is, in milliseconds. etcd's default.
 pub const WATCH_PROGRESS_MS: u64 = 600_000;
+/// How long a client's connection may be silent before it is asked whether it is still there, and how long it may take to
+/// answer, in milliseconds; then it is closed. etcd's defaults.
+pub const KEEP_ALIVE_MS: u64 = 2 * 3_600_000;
+pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
+/// How long a connection may be open before it says what it wants, or takes for the head of a request, in milliseconds;
+/// then it is closed.
+pub const FIRST_REQUEST_MS: u64 = 30_000;
+/// Files that a member may need for itself; clients' connections may take up the rest of those that it may have open, and
+/// half of all if that is more. etcd's.
+pub const FILES_RESERVED: u64 = 150;
 /// A peer stream over which nothing came for so long is closed and dialled anew, in milliseconds. etcd's.
 pub const PEER_SILENCE_MS: u64 = 5_000;
+/// Who is not a member yet, as far as a member knows, and is dialled all the same; one more is turned away. A newcomer's
+/// first word may come before the log says that it was added.
+pub const REMOTES_MAX: usize = 64;
 /// The least time between two attempts to reach a peer, in milliseconds.
 pub const PEER_REDIAL_MS: u64 = 100;
 
@@ -102,6 +119,8 @@ pub const CHECKPOINT_RETRY_MS: u64 = 10_000;
 pub const JOIN_MS: u64 = 30_000;
 /// A snapshot that makes no headway for so long is given up, in milliseconds.
 pub const SNAPSHOT_STALL_MS: u64 = 5_000;
+/// The largest message before a snapshot, in bytes: it holds the membership. Larger: the snapshot is refused.
+pub const SNAPSHOT_MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// How long a leader waits for a follower to check a snapshot that it got whole, in milliseconds.
 pub const SNAPSHOT_ANSWER_MS: u64 = 120_000;
 /// The largest record a log reader accepts, in bytes: larger is corruption, not data.
@@ -120,6 +139,9 @@ pub const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
 pub const INBOX_MAX: usize = 100_000;
 /// A range in a store of more keys than this is read off the driver's thread.
 pub const RANGE_INLINE_KEYS: usize = 5_000;
+/// How many ranges are read so at a time, where the machine's number of processors is not known; more wait. They share
+/// their threads with the disk.
+pub const LONG_READS: usize = 4;
 
 // An append message must fit through a peer's stream with room for its envelope.
 const _: () = assert!((APPEND_BYTES_MAX as usize + REQUEST_BYTES_MAX) * 2 < PEER_MESSAGE_BYTES_MAX);

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use detcd_node::host::{BoxFuture, Disk, File, Open};
+use detcd_node::host::{BoxFuture, Disk, File, Lock, Open};
 use tokio::sync::oneshot;
 
 /// Writes of at least so many bytes are large files being written, see [`write_behind`].
@@ -91,6 +91,28 @@ impl Disk for Files {
         // The parent of a relative path's first part is the empty path: where we are.
         let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
         pooled(move || fs::File::open(dir)?.sync_all())
+    }
+
+    fn lock<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Lock>> {
+        let path = path.to_owned();
+        pooled(move || {
+            // Network file systems want a file open for writing.
+            let file = OpenOptions::new().read(true).write(!path.is_dir()).open(path)?;
+            exclude(&file)?;
+            Ok(Box::new(file) as Lock)
+        })
+    }
+}
+
+/// Takes the lock that etcd takes on its `db`. A file system without any has nothing to say of others.
+fn exclude(file: &fs::File) -> io::Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(fs::TryLockError::Error(error)) => match error.raw_os_error() {
+            Some(libc::EBADF | libc::ENOLCK | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS) => Ok(()),
+            _ => Err(error),
+        },
     }
 }
 
@@ -212,5 +234,31 @@ impl File for OpenFile {
             queued.map_err(|_| io::Error::other("the log's thread is gone"))?;
             result.await.map_err(|_| io::Error::other("the log's thread is gone"))?
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_keeps_others_out_whatever_its_file_is_called_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (new, db) = (dir.path().join("new"), dir.path().join("db"));
+        fs::write(&new, "a state").unwrap();
+        let files = Files::new();
+        let blocked = async |path| files.lock(path).await.err().map(|error| error.kind());
+        let locks = [files.lock(dir.path()).await.unwrap(), files.lock(&new).await.unwrap()];
+        files.rename(&new, &db).await.unwrap();
+        for path in [dir.path(), &db] {
+            assert_eq!(blocked(path).await, Some(io::ErrorKind::WouldBlock), "{}", path.display());
+        }
+        // As etcd asks for it.
+        let as_etcd = fs::File::options().read(true).write(true).open(&db).unwrap();
+        assert!(matches!(as_etcd.try_lock(), Err(fs::TryLockError::WouldBlock)));
+        drop(locks);
+        for path in [dir.path(), &db] {
+            assert_eq!(blocked(path).await, None, "{}", path.display());
+        }
     }
 }

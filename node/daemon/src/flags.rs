@@ -8,10 +8,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     path::PathBuf,
+    time::Duration,
 };
 
 use detcd_core::limits;
-use detcd_node::config::{ClusterState, Config, Founder, parse_url};
+use detcd_node::config::{ClusterState, Config, Founder, KeepAlive, parse_url};
 use tracing::Level;
 
 use crate::{
@@ -69,6 +70,30 @@ impl Flags {
 
 fn utf8(text: OsString) -> Result<String> {
     text.into_string().map_err(|text| format!("{text:?} is not valid UTF-8; flags and their values must be"))
+}
+
+/// Milliseconds of what Go writes as 90s or 1h30m0s.
+fn parse_time(mut text: &str) -> Option<u64> {
+    let mut total: u64 = 0;
+    if text == "0" {
+        return Some(0);
+    }
+    loop {
+        let (number, rest) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+        let (unit, rest) = rest.split_at(rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len()));
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(factor)?)?;
+        if rest.is_empty() {
+            return Some(total);
+        }
+        text = rest;
+    }
 }
 
 #[derive(Default)]
@@ -181,7 +206,9 @@ impl Values {
             election_ms,
             request_bytes_max: self.number("max-request-bytes", 1, limits::GRPC_MESSAGE_BYTES_MAX as u64)? as usize,
             txn_ops_max: self.number("max-txn-ops", 1, 1 << 20)? as usize,
-            watch_progress_ms: self.progress_interval()?,
+            watch_progress_ms: self.time("watch-progress-notify-interval", 100)?,
+            keep_alive: self.keep_alive()?,
+            long_reads: std::thread::available_parallelism().map_or(limits::LONG_READS, usize::from),
             initial_cluster_state: self.cluster_state()?,
             segment_bytes: limits::SEGMENT_BYTES,
             segments_kept: self.kept("max-wals")?,
@@ -233,21 +260,21 @@ impl Values {
         Ok(founders)
     }
 
-    fn progress_interval(&self) -> Result<u64> {
-        let text = self.text("watch-progress-notify-interval");
-        let wrong =
-            || format!("--watch-progress-notify-interval={text:?} is not a time such as 5s or 10m, 100ms at least");
-        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        let factor = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(wrong()),
-        };
-        number.checked_mul(factor).filter(|ms| *ms >= 100).ok_or_else(wrong)
+    /// In milliseconds.
+    fn time(&self, name: &str, least: u64) -> Result<u64> {
+        let text = self.text(name);
+        let wrong = || format!("{}={text:?} is not a time such as 5s or 10m, {least}ms at least", self.shown(name));
+        parse_time(&text).filter(|ms| *ms >= least).ok_or_else(wrong)
+    }
+
+    fn keep_alive(&self) -> Result<KeepAlive> {
+        let time = |name| self.time(name, 0).map(Duration::from_millis);
+        let (interval, timeout) = (time("grpc-keepalive-interval")?, time("grpc-keepalive-timeout")?);
+        // As in etcd, where zero leaves it to its gRPC library, whose defaults are the same; as is the least interval.
+        if interval.is_zero() || timeout.is_zero() {
+            return Ok(KeepAlive::DEFAULT);
+        }
+        Ok(KeepAlive { interval: interval.max(Duration::from_secs(1)), timeout })
     }
 
     fn log(&self) -> Result<LogOptions> {

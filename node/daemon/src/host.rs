@@ -12,10 +12,11 @@ use detcd_node::{
 
 use crate::{files::Files, net::Sockets, tls::Tls, vitals};
 
-pub fn real(tls: Tls) -> Host {
+/// `files_max`: how many files may be open.
+pub fn real(tls: Tls, files_max: u64) -> Host {
     Host {
         disk: Arc::new(Files::new()),
-        net: Arc::new(Sockets { tls }),
+        net: Arc::new(Sockets::new(tls, files_max)),
         clock: Arc::new(SystemClock { origin: Instant::now() }),
         probe: Arc::new(Logger),
         // The standard library's hash keys are the kernel's randomness.

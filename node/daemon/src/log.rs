@@ -25,6 +25,8 @@ pub fn start(options: &LogOptions) {
     let builder = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::from_level(level))
         .with_ansi(false)
+        // They would go to standard error, which may be what cannot be written to; and that would be a panic.
+        .log_internal_errors(false)
         .event_format(Lines { json });
     if stdout { builder.with_writer(std::io::stdout).init() } else { builder.with_writer(std::io::stderr).init() }
 }

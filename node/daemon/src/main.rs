@@ -12,7 +12,12 @@ mod tls;
 mod usage;
 mod vitals;
 
-use std::{future::Future, os::unix::process::ExitStatusExt, process::ExitCode};
+use std::{
+    future::Future,
+    io::{self, Write},
+    os::unix::process::ExitStatusExt,
+    process::ExitCode,
+};
 
 use detcd_node::{config::ETCD_VERSION, error::ExitReason};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,17 +30,14 @@ use self::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// What any system lets a process have open.
+const FILES_MAX_LEAST: u64 = 1_024;
+
 fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os().skip(1), std::env::vars_os()) {
         Ok(Wanted::Run(flags)) => flags,
-        Ok(Wanted::Help) => {
-            print!("{}", usage::text());
-            return ExitCode::SUCCESS;
-        }
-        Ok(Wanted::Version) => {
-            print_version();
-            return ExitCode::SUCCESS;
-        }
+        Ok(Wanted::Help) => return print(&usage::text()),
+        Ok(Wanted::Version) => return print(&version()),
         Err(error) => return fail(&error),
     };
     let tls = match Tls::load(&flags.tls) {
@@ -61,12 +63,16 @@ fn main() -> ExitCode {
 async fn run(flags: Flags, tls: Tls) -> (ExitReason, i32) {
     log::start(&flags.log);
     flags.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let files_max = vitals::raise_files_max().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+        FILES_MAX_LEAST
+    });
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let stop = async move {
         let signal = terminated().await;
         let _ = stopping.send(signal); // the run may have ended by itself
     };
-    let reason = detcd_node::run(flags.config, host::real(tls), Box::pin(stop)).await;
+    let reason = detcd_node::run(flags.config, host::real(tls, files_max), Box::pin(stop)).await;
     let signal = match &reason {
         ExitReason::Stopped => stopped.await.unwrap_or(libc::SIGTERM),
         // Nobody asked, and nobody may ever.
@@ -91,8 +97,16 @@ fn terminated() -> impl Future<Output = i32> {
 /// One line: what, where, what to do.
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     let line = error.to_string().replace('\n', " ");
-    eprintln!("detcd: {line}");
+    // It fails all the same where nobody can be told.
+    let _ = writeln!(io::stderr(), "detcd: {line}");
     ExitCode::FAILURE
+}
+
+fn print(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 /// Ends as etcd does: by the signal that asked for it, so that whoever waits sees that it was heeded.
@@ -108,9 +122,11 @@ fn exit_by(signal: i32) -> ExitCode {
 }
 
 /// Tools read the first line; the others are there because etcd prints four.
-fn print_version() {
-    println!("etcd Version: {ETCD_VERSION}");
-    println!("Git SHA: detcd-{}", env!("CARGO_PKG_VERSION"));
-    println!("Go Version: none, this is Rust");
-    println!("Go OS/Arch: {}/{}", std::env::consts::OS, std::env::consts::ARCH);
+fn version() -> String {
+    format!(
+        "etcd Version: {ETCD_VERSION}\nGit SHA: detcd-{}\nGo Version: none, this is Rust\nGo OS/Arch: {}/{}\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    )
 }

@@ -57,6 +57,8 @@ pub const FLAGS: &[Flag] = &[
     value("max-request-bytes", "1572864", "the largest request, in bytes"),
     value("max-txn-ops", "128", "the most operations in a transaction"),
     value("watch-progress-notify-interval", "10m", "how often quiet watches are told how far they are"),
+    value("grpc-keepalive-interval", "2h0m0s", "how long a client may be silent before it is asked to answer"),
+    value("grpc-keepalive-timeout", "20s", "how long it may take to answer before its connection is closed"),
     switch("strict-reconfig-check", "true", "refuse membership changes that would cost the quorum"),
     switch("pre-vote", "true", "ask before standing for election"),
     value("logger", "zap", "accepted for etcd's sake"),

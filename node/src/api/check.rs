@@ -1,9 +1,11 @@
 //! What is refused before it costs anything: requests that make no sense whatever the state.
+use std::collections::{BTreeMap, BTreeSet};
+
 use detcd_core::{
     error::Refusal,
     limits::TXN_DEPTH_MAX,
     machine::command::{Delete, Op, Put, Range, Txn},
-    mvcc::KeyRange,
+    mvcc::{KeyRange, RangeEnd},
 };
 
 pub fn put(put: &Put) -> Result<(), Refusal> {
@@ -28,8 +30,9 @@ pub fn delete(delete: &Delete) -> Result<(), Refusal> {
 
 pub fn txn(request: &Txn, ops_max: usize) -> Result<(), Refusal> {
     counts(request, ops_max, TXN_DEPTH_MAX)?;
-    duplicates(&request.success)?;
-    duplicates(&request.failure)?;
+    let mut duplicates = Duplicates::default();
+    duplicates.branch(&request.success)?;
+    duplicates.branch(&request.failure)?;
     Ok(())
 }
 
@@ -56,52 +59,97 @@ fn counts(txn: &Txn, ops_max: usize, depth: usize) -> Result<(), Refusal> {
 /// The keys that one branch, with all below it, puts and deletes.
 #[derive(Default)]
 struct Written<'a> {
-    puts: Vec<&'a [u8]>,
-    deletes: Vec<&'a KeyRange>,
+    puts: BTreeSet<&'a [u8]>,
+    deletes: Deleted<'a>,
 }
 
-/// In one branch a key is put once at most, and not both put and deleted. The two branches of a nested transaction
-/// exclude each other, so they may write the same key.
-fn duplicates(ops: &[Op]) -> Result<Written<'_>, Refusal> {
-    let mut written = Written::default();
-    for op in ops {
-        match op {
-            Op::Delete(delete) => written.deletes.push(&delete.range),
-            Op::Txn(txn) => {
-                for branch in [&txn.success, &txn.failure] {
-                    let inner = duplicates(branch)?;
-                    let clash = inner.puts.iter().any(|key| written.puts.contains(key) || deleted(&written, key))
-                        || written.puts.iter().any(|key| inner.deletes.iter().any(|range| covers(range, key)));
-                    if clash {
-                        return Err(Refusal::DuplicateKey);
-                    }
-                }
-                for branch in [&txn.success, &txn.failure] {
-                    let inner = duplicates(branch)?;
-                    written.puts.extend(inner.puts);
-                    written.deletes.extend(inner.deletes);
-                }
+#[derive(Default)]
+struct Deleted<'a> {
+    keys: BTreeSet<&'a [u8]>,
+    /// From a start to before an end; no two of them overlap or touch.
+    ranges: BTreeMap<&'a [u8], &'a [u8]>,
+}
+
+impl<'a> Deleted<'a> {
+    fn add(&mut self, range: &'a KeyRange) {
+        match &range.end {
+            RangeEnd::Single => drop(self.keys.insert(&range.start)),
+            RangeEnd::Before(end) if !range.is_empty() => self.add_range(&range.start, end),
+            // A hole in etcd's check, which its clients may have come to rely on: a range without an end covers nothing.
+            RangeEnd::Before(_) | RangeEnd::Unbounded => {}
+        }
+    }
+
+    fn add_range(&mut self, mut start: &'a [u8], mut end: &'a [u8]) {
+        while let Some((&earlier, &its_end)) = self.ranges.range(..=end).next_back()
+            && its_end >= start
+        {
+            self.ranges.remove(earlier);
+            (start, end) = (start.min(earlier), end.max(its_end));
+        }
+        self.ranges.insert(start, end);
+    }
+
+    fn covers(&self, key: &[u8]) -> bool {
+        self.keys.contains(key) || self.ranges.range(..=key).next_back().is_some_and(|(_, end)| key < *end)
+    }
+
+    /// The smaller one is added to the larger, so that deep nesting costs little.
+    fn merge(&mut self, mut other: Deleted<'a>) {
+        merge(&mut self.keys, other.keys);
+        if other.ranges.len() > self.ranges.len() {
+            std::mem::swap(&mut self.ranges, &mut other.ranges);
+        }
+        other.ranges.into_iter().for_each(|(start, end)| self.add_range(start, end));
+    }
+}
+
+fn merge<'a>(all: &mut BTreeSet<&'a [u8]>, mut more: BTreeSet<&'a [u8]>) {
+    if more.len() > all.len() {
+        std::mem::swap(all, &mut more);
+    }
+    all.extend(more);
+}
+
+/// Looks for keys that are written twice. A client may nest as deep as it likes, so each operation is looked at once.
+#[derive(Default)]
+struct Duplicates {
+    /// Operations so far.
+    looked_at: usize,
+}
+
+impl Duplicates {
+    /// etcd's rule: in one branch a key is put once at most, and not both put and deleted; the two branches of a nested
+    /// transaction exclude each other, so they may write the same key. And its order: a branch's own deletes count before
+    /// what is nested in it, its own puts after; of nested transactions one may delete what an earlier one puts.
+    fn branch<'a>(&mut self, ops: &'a [Op]) -> Result<Written<'a>, Refusal> {
+        self.looked_at += ops.len();
+        let mut written = Written::default();
+        for op in ops {
+            if let Op::Delete(delete) = op {
+                written.deletes.add(&delete.range);
             }
-            Op::Put(_) | Op::Range(_) => {}
         }
-    }
-    for op in ops {
-        let Op::Put(put) = op else { continue };
-        if written.puts.contains(&&put.key[..]) || deleted(&written, &put.key) {
-            return Err(Refusal::DuplicateKey);
+        for op in ops {
+            let Op::Txn(txn) = op else { continue };
+            let [success, failure] = [self.branch(&txn.success)?, self.branch(&txn.failure)?];
+            let mut puts = success.puts.iter().chain(&failure.puts);
+            if puts.any(|key| written.puts.contains(key) || written.deletes.covers(key)) {
+                return Err(Refusal::DuplicateKey);
+            }
+            for branch in [success, failure] {
+                merge(&mut written.puts, branch.puts);
+                written.deletes.merge(branch.deletes);
+            }
         }
-        written.puts.push(&put.key);
+        for op in ops {
+            let Op::Put(put) = op else { continue };
+            if written.deletes.covers(&put.key) || !written.puts.insert(&put.key) {
+                return Err(Refusal::DuplicateKey);
+            }
+        }
+        Ok(written)
     }
-    Ok(written)
-}
-
-fn deleted(written: &Written<'_>, key: &[u8]) -> bool {
-    written.deletes.iter().any(|range| covers(range, key))
-}
-
-/// A hole in etcd's check, which its clients may have come to rely on: a range without an end covers nothing here.
-fn covers(range: &KeyRange, key: &[u8]) -> bool {
-    range.end != detcd_core::mvcc::RangeEnd::Unbounded && range.contains(key)
 }
 
 #[cfg(test)]
@@ -147,6 +195,49 @@ mod tests {
         check(vec![op_put("a"), op_txn(vec![op_put("a")], vec![])], duplicate);
         check(vec![op_txn(vec![op_put("a")], vec![]), op_txn(vec![], vec![op_put("a")])], duplicate);
         check(vec![op_txn(vec![op_delete("a", "c")], vec![]), op_put("b")], duplicate);
+        check(vec![op_txn(vec![op_put("b")], vec![]), op_delete("a", "c")], duplicate);
+        check(vec![op_txn(vec![op_put("b")], vec![]), op_txn(vec![op_delete("a", "c")], vec![])], Ok(()));
+        check(vec![op_txn(vec![op_delete("a", "c")], vec![]), op_txn(vec![op_put("b")], vec![])], duplicate);
+        check(vec![op_txn(vec![op_put("b")], vec![op_delete("a", "c")])], Ok(()));
+        check(vec![op_delete("c", "a"), op_put("b")], Ok(())); // an empty range
+    }
+
+    #[test]
+    fn deleted_ranges_cover_what_each_of_them_does() {
+        let keys = ["a", "b", "c", "d", "e", "f"];
+        let ends = ["", "\0", "a", "c", "d", "f"];
+        let ranges: Vec<_> = keys.iter().flat_map(|key| ends.map(|end| op_delete(key, end))).collect();
+        let range = |op: &'static Op| match op {
+            Op::Delete(delete) => &delete.range,
+            _ => unreachable!("they are deletes"),
+        };
+        let ranges: &'static [Op] = ranges.leak();
+        for (first, second, third) in ranges.iter().flat_map(|first| {
+            let pairs = ranges.iter().zip(ranges.iter().cycle().skip(7));
+            pairs.map(move |(second, third)| (range(first), range(second), range(third)))
+        }) {
+            let [mut all, mut merged] = [Deleted::default(), Deleted::default()];
+            [first, second].into_iter().for_each(|range| all.add(range));
+            merged.add(third);
+            all.merge(merged);
+            for key in keys {
+                let covers = |range: &KeyRange| range.end != RangeEnd::Unbounded && range.contains(key.as_bytes());
+                let expected = [first, second, third].iter().any(|range| covers(range));
+                assert_eq!(all.covers(key.as_bytes()), expected, "{key} in {first:?}, {second:?}, {third:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_tree_is_looked_at_once() {
+        let mut tree = Txn::default();
+        for _ in 1..TXN_DEPTH_MAX {
+            tree = Txn { success: vec![Op::Txn(tree.clone())], failure: vec![Op::Txn(tree)], ..Txn::default() };
+        }
+        assert_eq!(txn(&tree, 128), Ok(()));
+        let mut duplicates = Duplicates::default();
+        duplicates.branch(&tree.success).map(drop).unwrap();
+        assert_eq!(duplicates.looked_at, (1 << (TXN_DEPTH_MAX - 1)) - 1);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use detcd_core::{
         Response as Outcome,
         command::{self, Command, Op, Txn},
     },
-    mvcc::RangeEnd,
+    mvcc::{RangeEnd, RangeResult},
     replica::Answer,
-    types::TraceId,
+    types::{Revision, Term, TraceId},
 };
 use tonic::{Request, Response, Status, async_trait};
 
@@ -30,12 +30,9 @@ impl Kv for Api {
         if !range.serializable && self.handle.status().is_learner {
             return Err(status(Refusal::NotForLearners));
         }
-        let view = self.current(range.serializable).await.map_err(status)?;
-        let term = self.handle.status().term;
-        let header = self.header(view.store.revision(), term);
         let keys_only = range.keys_only;
-        let result = read(view, range).await.map_err(status)?;
-        Ok(Response::new(convert::range(header, result, keys_only)))
+        let (revision, term, result) = self.read(range).await.map_err(status)?;
+        Ok(Response::new(convert::range(self.header(revision, term), result, keys_only)))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
@@ -103,17 +100,30 @@ impl Api {
     async fn current(&self, serializable: bool) -> Result<View, Refusal> {
         if serializable { self.handle.view().await } else { self.handle.read().await }
     }
-}
 
-/// Reads off the view, and off this thread if it may take long.
-async fn read(view: View, range: command::Range) -> Result<detcd_core::mvcc::RangeResult, Refusal> {
-    let single = range.range.end == RangeEnd::Single;
-    if single || view.store.keys() <= RANGE_INLINE_KEYS {
-        return view.store.range(&range.range, &range.options);
+    /// Reads off a view, and off this thread if it may take long. The store's revision and the term then.
+    async fn read(&self, range: command::Range) -> Result<(Revision, Term, RangeResult), Refusal> {
+        let mut view = self.current(range.serializable).await?;
+        let mut term = self.handle.status().term;
+        if range.range.end == RangeEnd::Single || view.store.keys() <= RANGE_INLINE_KEYS {
+            let result = view.store.range(&range.range, &range.options)?;
+            return Ok((view.store.revision(), term, result));
+        }
+        let place = match self.long_reads.try_begin() {
+            Some(place) => place,
+            None => {
+                // A view that lives makes every write copy, so none is held in the queue. A later one is as current.
+                drop(view);
+                let place = self.long_reads.begin().await;
+                view = self.handle.view().await?;
+                term = self.handle.status().term;
+                place
+            }
+        };
+        let read = place.run(move || (view.store.revision(), view.store.range(&range.range, &range.options)));
+        let (revision, result) = read.await.ok_or(Refusal::Stopped)?;
+        Ok((revision, term, result?))
     }
-    #[allow(deprecated)] // by the simulated runtime, where it is a task like any other
-    let read = tokio::task::spawn_blocking(move || view.store.range(&range.range, &range.options));
-    read.await.unwrap_or(Err(Refusal::Stopped))
 }
 
 /// Transactions without writes need no log: `Some(whether local state will do)`. A nested one always counts as a write.

@@ -5,6 +5,7 @@ mod cluster;
 mod convert;
 mod health;
 mod kv;
+mod long_reads;
 mod maintenance;
 mod notices;
 mod serve;
@@ -19,7 +20,7 @@ use detcd_core::{
 };
 use tonic::{Status, metadata::MetadataMap};
 
-pub use self::{calls::Calls, notices::NoticeQueue, serve::serve};
+pub use self::{calls::Calls, long_reads::LongReads, notices::NoticeQueue, serve::serve};
 use crate::{host::Host, inbox::Handle, metrics::Metrics, proto::etcdserverpb::ResponseHeader};
 
 /// The metadata key under which a caller may mark its request, to find it again in what the node notes.
@@ -33,6 +34,7 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// For deadlines, and for what other members must be asked.
     pub host: Host,
+    pub long_reads: LongReads,
 }
 
 /// What a request may ask for.

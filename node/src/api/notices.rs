@@ -1,4 +1,5 @@
-//! What waits to go out on one watch stream. Its bytes are bounded by the hub, which stops when the stream is full.
+//! What waits to go out on one watch stream. The bytes of its events are bounded by the hub, which stops when the stream is
+//! full; the number of answers by who takes in requests, and takes none while too much waits.
 use std::{
     collections::VecDeque,
     task::{Context, Poll},
@@ -18,6 +19,10 @@ impl NoticeQueue {
     pub fn push(&self, notice: Notice) {
         self.notices.lock().push_back(notice);
         self.waker.wake();
+    }
+
+    pub fn len(&self) -> usize {
+        self.notices.lock().len()
     }
 
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Notice> {

@@ -5,22 +5,29 @@
 use std::{
     convert::Infallible,
     future::Future,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    task::{Context, Waker},
+    time::Duration,
 };
 
-use detcd_core::{error::Refusal, limits::GRPC_MESSAGE_BYTES_MAX};
+use detcd_core::{
+    error::Refusal,
+    limits::{FIRST_REQUEST_MS, GRPC_MESSAGE_BYTES_MAX},
+};
 use http::{HeaderMap, Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use super::{Api, calls::Method, status::status};
+use super::{
+    Api,
+    calls::{Call, Method},
+    status::status,
+};
 use crate::{
-    host::{Clock, Listener, Sleep},
+    config::KeepAlive,
+    host::Listener,
     http as plain,
     proto::{
         etcdserverpb::{
@@ -29,6 +36,7 @@ use crate::{
         },
         health::health_server::HealthServer,
     },
+    timer::{Introduced, NodeTimer},
 };
 
 /// Streams a client may reset before the server has looked at them; kube-apiserver cancels in storms.
@@ -38,23 +46,26 @@ const PENDING_RESETS_MAX: usize = 1_000;
 const FOR_LEARNERS: [&str; 3] =
     ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
 
-/// Accepts clients for as long as the node runs.
-pub async fn serve(api: Api, mut listener: Box<dyn Listener>) {
-    let clock = api.host.clock.clone();
+/// Accepts clients for as long as the node runs. Whoever says nothing, or is gone without a word, is parted from.
+pub async fn serve(api: Api, mut listener: Box<dyn Listener>, keep_alive: KeepAlive) {
+    let (clock, patience) = (api.host.clock.clone(), Duration::from_millis(FIRST_REQUEST_MS));
     let services = Services::new(api);
     let mut builder = auto::Builder::new(Spawner);
     builder
         .http2()
         .timer(NodeTimer(clock.clone()))
+        .keep_alive_interval(keep_alive.interval)
+        .keep_alive_timeout(keep_alive.timeout)
         .auto_date_header(false)
         .max_concurrent_streams(None)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_header_list_size(64 << 10);
-    builder.http1().timer(NodeTimer(clock.clone()));
+    builder.http1().timer(NodeTimer(clock.clone())).header_read_timeout(patience);
     let builder = Arc::new(builder);
     loop {
         match listener.accept().await {
             Ok(io) => {
+                let io = Introduced::new(io, clock.sleep(patience));
                 let (builder, services) = (builder.clone(), services.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request| services.clone().respond(request));
@@ -101,8 +112,8 @@ impl Services {
         if !is_grpc {
             return Ok(plain::respond(&self.api.handle, &self.api.metrics, &*self.api.host.probe, &request).await);
         }
-        let method = Method::of(request.uri().path());
-        method.iter().for_each(|method| self.api.metrics.calls.started(*method));
+        let metrics = self.api.metrics.clone();
+        let call = Method::of(request.uri().path()).map(|method| Call::begin(metrics, method));
         let deadline = deadline(request.headers());
         let request = request.map(Body::new);
         let path = request.uri().path();
@@ -118,12 +129,10 @@ impl Services {
             service => Status::unimplemented(format!("unknown service {service}")).into_http(),
         };
         let response = reword_too_large(response);
-        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-        // A stream that began well is over when it is dropped.
-        if let Some(method) = method.filter(|method| method.is_unary() || code != Code::Ok) {
-            self.api.metrics.calls.handled(method, code);
-        }
-        Ok(response)
+        Ok(match call {
+            Some(call) => call.answer(response),
+            None => response,
+        })
     }
 
     /// Gives up when the client's time is up, as it does itself.
@@ -200,32 +209,6 @@ where
         if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             tokio::spawn(future);
         }
-    }
-}
-
-/// hyper's timers, on the node's clock.
-#[derive(Clone)]
-struct NodeTimer(Arc<dyn Clock>);
-
-struct NodeSleep(Sleep);
-
-impl Future for NodeSleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl hyper::rt::Sleep for NodeSleep {}
-
-impl hyper::rt::Timer for NodeTimer {
-    fn sleep(&self, time: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(NodeSleep(self.0.sleep(time)))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        self.sleep(deadline.saturating_duration_since(Instant::now()))
     }
 }
 

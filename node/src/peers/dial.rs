@@ -28,7 +28,7 @@ use crate::{
 };
 
 #[derive(Debug, thiserror::Error)]
-enum DialError {
+pub enum DialError {
     #[error("{0:?} is no http:// or https:// URL with a port")]
     Url(String),
     #[error(transparent)]
@@ -73,14 +73,15 @@ pub async fn keep_dialling(context: Context, peer: Arc<Peer>) {
     }
 }
 
-async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(), DialError> {
-    let url = {
-        let urls = peer.urls.lock();
-        urls.get(attempt % urls.len().max(1)).cloned().unwrap_or_default()
-    };
+pub async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(), DialError> {
+    let url = peer.url(attempt);
     let Some((address, _)) = parse_url(&url) else { return Err(DialError::Url(url)) };
     let io = context.host.net.connect(Role::Peer, &url).await?;
     peer.incoming.cut.store(false, Relaxed);
+    // It may have been removed meanwhile: then that was what cut the stream, and nobody will again.
+    if peer.gone.load(Relaxed) {
+        return Ok(());
+    }
     peer.incoming.silent_ticks.store(0, Relaxed);
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(PEER_READ_BYTES).handshake(TokioIo::new(io)).await?;

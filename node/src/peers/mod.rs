@@ -14,14 +14,17 @@ mod dial;
 mod join;
 mod outgoing;
 mod promote;
+mod receiving;
 mod serve;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -29,7 +32,7 @@ use std::{
 use detcd_core::{
     consensus::Message,
     event::NodeEvent,
-    limits::{HEALTHY_MS, PEER_SILENCE_MS},
+    limits::{HEALTHY_MS, PEER_SILENCE_MS, REMOTES_MAX},
     machine::membership::Membership,
     replica::{self, State},
     types::{ClusterId, MemberId},
@@ -37,11 +40,12 @@ use detcd_core::{
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use self::outgoing::Outgoing;
 pub use self::{join::find_cluster, promote::ask_to_promote, serve::serve};
+use self::{outgoing::Outgoing, receiving::Receiving};
 use crate::{
     host::Host,
     inbox::{Handle, Item},
+    metrics::Metrics,
     snapshots::Snapshots,
 };
 
@@ -61,8 +65,8 @@ pub struct Context {
     run: Arc<str>,
     directory: Arc<Mutex<Directory>>,
     snapshots: Snapshots,
-    /// A snapshot is being received; one at a time.
-    receiving: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+    receiving: Arc<Receiving>,
 }
 
 /// Who is in the cluster, and the way to each.
@@ -82,6 +86,8 @@ pub struct Peer {
     incoming: Incoming,
     /// A snapshot is on its way there; one at a time.
     sending: AtomicBool,
+    /// Snapshots that did not arrive.
+    snapshots_lost: AtomicUsize,
     /// It is no longer a member: whatever is connected to it ends.
     gone: AtomicBool,
 }
@@ -132,7 +138,7 @@ impl Incoming {
 const RUN_HEADER: &str = "X-Detcd-Run";
 
 impl Context {
-    pub fn new(host: Host, handle: Handle, urls: &[String], snapshots: Snapshots) -> Context {
+    pub fn new(host: Host, handle: Handle, urls: &[String], snapshots: Snapshots, metrics: Arc<Metrics>) -> Context {
         Context {
             member: handle.member,
             cluster: handle.cluster,
@@ -142,6 +148,7 @@ impl Context {
             urls: urls.join(",").into(),
             directory: Arc::default(),
             snapshots,
+            metrics,
             receiving: Arc::default(),
         }
     }
@@ -150,7 +157,8 @@ impl Context {
     pub fn add_remotes(&self, remotes: impl IntoIterator<Item = (MemberId, Vec<String>)>) {
         let mut directory = self.directory.lock();
         for (id, urls) in remotes.into_iter().filter(|(id, _)| *id != self.member) {
-            if !directory.membership.is_removed(id) && directory.membership.get(id).is_none() {
+            let has_room = directory.remotes.len() < REMOTES_MAX || directory.remotes.contains_key(&id);
+            if has_room && !directory.membership.is_removed(id) && directory.membership.get(id).is_none() {
                 directory.remotes.insert(id, urls);
             }
         }
@@ -194,8 +202,15 @@ impl Peer {
             outgoing: Outgoing::default(),
             incoming: Incoming::default(),
             sending: AtomicBool::new(false),
+            snapshots_lost: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
         }
+    }
+
+    /// Where to look for it after so many attempts that failed: any of its URLs may be out of order.
+    fn url(&self, attempt: usize) -> String {
+        let urls = self.urls.lock();
+        urls.get(attempt % urls.len().max(1)).cloned().unwrap_or_default()
     }
 }
 
@@ -274,5 +289,6 @@ fn parse_version(text: &str) -> Option<(u64, u64)> {
 }
 
 fn note(context: &Context, event: NodeEvent) {
+    context.metrics.observe(&event);
     context.host.probe.note(event);
 }

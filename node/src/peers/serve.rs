@@ -4,12 +4,13 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context as TaskContext, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use detcd_core::{
     error::Refusal,
-    limits::PEER_READ_BYTES,
+    limits::{FIRST_REQUEST_MS, PEER_READ_BYTES},
     machine::membership::Membership,
     replica::ChangeRequest,
     types::{ClusterId, MemberId},
@@ -21,14 +22,14 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 
 use super::{Context, MIN_CLUSTER_VERSION, RUN_HEADER, outgoing, outgoing::Outgoing, parse_version, snapshot};
-use crate::{config::ETCD_VERSION, host::Listener, http::version_json};
+use crate::{config::ETCD_VERSION, host::Listener, http::version_json, timer::NodeTimer};
 
 /// Accepts peers for as long as the node runs.
 pub async fn serve(context: Context, mut listener: Box<dyn Listener>) {
     loop {
         match listener.accept().await {
             Ok(io) => {
-                let context = context.clone();
+                let (context, timer) = (context.clone(), NodeTimer(context.host.clock.clone()));
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         let context = context.clone();
@@ -36,6 +37,8 @@ pub async fn serve(context: Context, mut listener: Box<dyn Listener>) {
                     });
                     // How a connection ends is the dialler's concern: it comes again.
                     let _ = http1::Builder::new()
+                        .timer(timer)
+                        .header_read_timeout(Duration::from_millis(FIRST_REQUEST_MS))
                         .max_buf_size(PEER_READ_BYTES)
                         .serve_connection(TokioIo::new(io), service)
                         .await;
@@ -43,7 +46,7 @@ pub async fn serve(context: Context, mut listener: Box<dyn Listener>) {
             }
             Err(error) => {
                 tracing::warn!(target: "peers", %error, "cannot accept a peer's connection; trying on");
-                context.host.clock.sleep(std::time::Duration::from_millis(100)).await;
+                context.host.clock.sleep(Duration::from_millis(100)).await;
             }
         }
     }

@@ -7,8 +7,8 @@
 //! Between two of our own the state's checksum follows ([`CHECKSUM_HEADER`]): nothing else would tell a bit that flipped
 //! in a value. The answer comes once the state is durable and checked.
 //!
-//! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads. Either side gives up when nothing
-//! moves for some seconds, or when the peer starts anew; the leader's replica is told in any case.
+//! Bounds: one snapshot at a time to a peer, and one at a time from whoever leads (`receiving.rs`). Either side gives up
+//! when nothing moves for some seconds, or when the peer starts anew; the leader's replica is told in any case.
 use std::{
     sync::{
         Arc,
@@ -22,7 +22,7 @@ use detcd_core::{
     consensus::Message,
     event::NodeEvent,
     format::v2store,
-    limits::{PEER_MESSAGE_BYTES_MAX, SNAPSHOT_ANSWER_MS, SNAPSHOT_STALL_MS},
+    limits::{SNAPSHOT_ANSWER_MS, SNAPSHOT_MESSAGE_BYTES_MAX, SNAPSHOT_STALL_MS},
     replica::State,
 };
 use futures::{
@@ -39,6 +39,7 @@ use super::{
     client::{self, AskError},
     dial::introduce,
     note,
+    receiving::Turn,
 };
 use crate::{
     config::parse_url,
@@ -76,6 +77,9 @@ pub async fn send(context: Context, message: Message, state: State) {
         Some(peer) => {
             let result = send_to(&context, &peer, message, state).await;
             peer.sending.store(false, Relaxed);
+            if result.is_err() {
+                peer.snapshots_lost.fetch_add(1, Relaxed);
+            }
             result
         }
     };
@@ -86,7 +90,7 @@ pub async fn send(context: Context, message: Message, state: State) {
 }
 
 async fn send_to(context: &Context, peer: &Peer, mut message: Message, state: State) -> Result<(), SendError> {
-    let url = peer.urls.lock().first().cloned().unwrap_or_default();
+    let url = peer.url(peer.snapshots_lost.load(Relaxed));
     let Some((address, _)) = parse_url(&url) else { return Err(SendError::Url(url)) };
     message.set_snapshot_data(v2store::write(&state.0.membership, state.0.cluster_version.as_deref()));
     let mut head = (message.encoded_len() as u64).to_be_bytes().to_vec();
@@ -173,15 +177,11 @@ fn body(head: Vec<u8>, image: Image, checksum: bool, moved: Arc<AtomicU64>) -> O
 
 /// Takes a snapshot in and hands it to the replica. The answer for the leader.
 pub async fn take(context: &Context, body: Incoming, checksum: bool) -> (StatusCode, String) {
-    if context.receiving.swap(true, Relaxed) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "another snapshot is being received\n".into());
-    }
     // In a task of its own: when its connection breaks a request is dropped wherever it stands, and this would receive
     // for ever, and leave its file behind.
     let own = context.clone();
     let taking = tokio::spawn(async move {
         let result = take_in(&own, body, checksum).await;
-        own.receiving.store(false, Relaxed);
         answer(&own, result)
     });
     taking.await.unwrap_or_else(|_| (StatusCode::INTERNAL_SERVER_ERROR, "the member is about to end\n".into()))
@@ -193,10 +193,12 @@ fn answer(context: &Context, result: Result<(Message, State), ReceiveError>) -> 
             context.handle.push(Item::Snapshot { message, state });
             (StatusCode::NO_CONTENT, String::new())
         }
+        Err(error @ ReceiveError::Another) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
         Err(error) => {
             tracing::warn!(target: "peers", %error, "a snapshot that came is not usable");
             note(context, NodeEvent::SnapshotRejected { reason: error.to_string() });
             let status = match error {
+                ReceiveError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
                 ReceiveError::Disk(_) | ReceiveError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 _ => StatusCode::BAD_REQUEST,
             };
@@ -206,9 +208,9 @@ fn answer(context: &Context, result: Result<(Message, State), ReceiveError>) -> 
 }
 
 async fn take_in(context: &Context, body: Incoming, checksum: bool) -> Result<(Message, State), ReceiveError> {
-    let mut source = Source { context, body, ahead: BytesMut::new() };
+    let mut source = Source { context, body, ahead: BytesMut::new(), turn: None };
     let length = u64::from_be_bytes(source.exactly(8).await?[..].try_into().expect("eight bytes"));
-    if length > PEER_MESSAGE_BYTES_MAX as u64 {
+    if length > SNAPSHOT_MESSAGE_BYTES_MAX as u64 {
         return Err(ReceiveError::Cut(format!("a message of {length} bytes")));
     }
     let bytes = source.exactly(length as usize).await?;
@@ -216,8 +218,12 @@ async fn take_in(context: &Context, body: Incoming, checksum: bool) -> Result<(M
     if message.to() != context.member {
         return Err(ReceiveError::NoSnapshot);
     }
-    let state = receive(&context.snapshots, &message, &mut source, checksum).await?;
-    Ok((message, state))
+    let turn = context.receiving.begin(message.term()).ok_or(ReceiveError::Another)?;
+    let number = turn.number();
+    source.turn = Some(turn);
+    let state = receive(&context.snapshots, &message, &mut source, checksum).await;
+    context.receiving.end(number);
+    Ok((message, state?))
 }
 
 /// A request's body, piece by piece.
@@ -226,6 +232,8 @@ struct Source<'a> {
     body: Incoming,
     /// Came, and was not taken yet.
     ahead: BytesMut,
+    /// `None` while it is not known whose snapshot it is.
+    turn: Option<Turn>,
 }
 
 impl Source<'_> {
@@ -244,7 +252,13 @@ impl Source<'_> {
     async fn frame(&mut self) -> Option<Result<Bytes, String>> {
         loop {
             let silence = self.context.host.clock.sleep(Duration::from_millis(SNAPSHOT_STALL_MS));
-            match select(self.body.frame(), silence).await {
+            let over = async {
+                match &mut self.turn {
+                    Some(turn) => drop((&mut turn.over).await),
+                    None => std::future::pending().await,
+                }
+            };
+            match select(self.body.frame(), select(silence, std::pin::pin!(over))).await {
                 Either::Left((None, _)) => return None,
                 Either::Left((Some(Err(error)), _)) => return Some(Err(error.to_string())),
                 Either::Left((Some(Ok(frame)), _)) => {
@@ -252,7 +266,8 @@ impl Source<'_> {
                         return Some(Ok(data));
                     }
                 }
-                Either::Right(..) => return Some(Err("nothing came for too long".into())),
+                Either::Right((Either::Left(..), _)) => return Some(Err("nothing came for too long".into())),
+                Either::Right((Either::Right(..), _)) => return Some(Err("a later leader sends its own".into())),
             }
         }
     }

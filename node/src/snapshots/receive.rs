@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use detcd_core::{consensus::Message, format::snap, replica::State};
+use detcd_core::{consensus::Message, format::snap, replica::State, types::Index};
 
 use super::{Checksum, Snapshots, load, mark_of, snap_file};
 use crate::{error::Failure, host::File};
@@ -15,6 +15,10 @@ const WRITE_BYTES: usize = 256 << 10;
 pub enum ReceiveError {
     #[error("the message is no snapshot")]
     NoSnapshot,
+    #[error("another snapshot is being received")]
+    Another,
+    #[error("another state of index {0} is still on its way into its place")]
+    Busy(Index),
     #[error("the stream ended early: {0}")]
     Cut(String),
     #[error("its checksum does not fit: it was damaged on the way")]
@@ -33,8 +37,8 @@ pub trait Pieces: Send {
     fn next(&mut self) -> impl Future<Output = Option<Result<Bytes, String>>> + Send;
 }
 
-/// Takes a state in. It is durable when this returns, and nothing depends on it yet. `checksum`: the state is followed
-/// by the [`Checksum`] of its bytes.
+/// Takes a state in. It is durable when this returns, and nothing depends on it yet; its index is taken until the state
+/// is put into its place or dropped. `checksum`: the state is followed by the [`Checksum`] of its bytes.
 pub async fn receive(
     snapshots: &Snapshots,
     message: &Message,
@@ -42,7 +46,10 @@ pub async fn receive(
     checksum: bool,
 ) -> Result<State, ReceiveError> {
     let (index, term) = message.snapshot_position().ok_or(ReceiveError::NoSnapshot)?;
-    let name = format!("tmp-{:016x}.snap.db", index.0);
+    if !snapshots.shared.received.lock().insert(index) {
+        return Err(ReceiveError::Busy(index));
+    }
+    let name = format!("tmp-received-{:016x}.db", index.0);
     let result = take_in(snapshots, &name, pieces, checksum).await;
     let result = match result {
         Ok(state) if (state.0.applied(), state.0.applied_term()) != (index, term) => {
@@ -57,6 +64,7 @@ pub async fn receive(
         for name in [name, snap::db_name(index)] {
             let _ = snapshots.remove(&name).await; // the error before is the one to tell
         }
+        snapshots.shared.received.lock().remove(&index);
     }
     result
 }
@@ -89,7 +97,7 @@ async fn take_in(
 /// Gives the files the names under which the log's mark will find them.
 async fn keep(snapshots: &Snapshots, name: &str, state: &State) -> io::Result<()> {
     let mark = mark_of(&state.0);
-    let snap = format!("tmp-{:016x}.snap", mark.index.0);
+    let snap = format!("tmp-received-{:016x}.snap", mark.index.0);
     snapshots.write_small(&snap, snap_file(&state.0, &mark)).await?;
     let (dir, disk) = (&snapshots.dir, &snapshots.disk);
     disk.rename(&dir.join(snap), &dir.join(snap::name(mark.term, mark.index))).await?;

@@ -101,6 +101,24 @@ fn tls_is_as_its_flags_say() {
 }
 
 #[test]
+fn times_are_written_as_in_go() {
+    let keep_alive = |interval: &str, timeout: &str| {
+        let [interval, timeout] = [("interval", interval), ("timeout", timeout)]
+            .map(|(name, time)| format!("--grpc-keepalive-{name}={time}"));
+        parse(&[&interval, &timeout], &[]).map(|flags| flags.config.keep_alive)
+    };
+    let [hours, seconds] = [|hours| Duration::from_secs(hours * 3_600), Duration::from_secs];
+    assert_eq!(parse(&[], &[]).unwrap().config.keep_alive, KeepAlive { interval: hours(2), timeout: seconds(20) });
+    let custom = KeepAlive { interval: seconds(5_430), timeout: Duration::from_millis(1_500) };
+    assert_eq!(keep_alive("1h30m30s", "1s500ms"), Ok(custom));
+    assert_eq!(keep_alive("0", "1s"), Ok(KeepAlive::DEFAULT));
+    for wrong in ["", "5", "s", "1h2", "1x", "-1s", "99999999999999999999s"] {
+        let error = keep_alive(wrong, "1s").unwrap_err();
+        assert!(error.contains("--grpc-keepalive-interval"), "{error}");
+    }
+}
+
+#[test]
 fn what_etcd_knows_of_tls_and_we_do_not_may_say_its_default() {
     let defaults =
         ["--auto-tls=false", "--tls-min-version=TLS1.2", "--tls-max-version=", "--self-signed-cert-validity=1"];

@@ -23,6 +23,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Tls, names};
+use crate::net::prepare;
 
 pub struct Handshakes {
     listener: TcpListener,
@@ -155,7 +156,7 @@ struct Handshake {
 
 impl Handshake {
     async fn run(self, stream: TcpStream, from: IpAddr) -> io::Result<Io> {
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         let stream = self.acceptor.accept(stream).await?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
         if let Some(certificate) = certificate.filter(|_| self.check_names) {

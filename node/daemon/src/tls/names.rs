@@ -1,6 +1,6 @@
 //! Whether a peer's certificate names the address that the peer calls from. etcd's rule:
 //!
-//! - a certificate without names says nothing, and passes;
+//! - a certificate without host names and addresses says nothing of hosts, and passes, whatever else it names;
 //! - one that has the address passes;
 //! - of one that has host names, one must be the address's: by asking for the address's name (which may also end as a
 //!   wildcard name does), or by asking for a name's addresses.
@@ -18,7 +18,9 @@ pub async fn check(certificate: &CertificateDer<'_>, from: IpAddr) -> io::Result
     let names: Vec<String> = certificate.valid_dns_names().map(str::to_owned).collect();
     match certificate.verify_is_valid_for_subject_name(&ServerName::from(from)) {
         Ok(()) => return Ok(()),
-        Err(webpki::Error::CertNotValidForName(context)) if context.presented.is_empty() => return Ok(()),
+        Err(webpki::Error::CertNotValidForName(context)) if !context.presented.iter().any(|name| is_hosts(name)) => {
+            return Ok(());
+        }
         Err(_) => {}
     }
     if names.is_empty() {
@@ -28,6 +30,11 @@ pub async fn check(certificate: &CertificateDer<'_>, from: IpAddr) -> io::Result
         return Ok(());
     }
     Err(io::Error::other(format!("{from} is none of the hosts that the certificate names: {}", names.join(", "))))
+}
+
+/// Whether a name, as the verifier shows it, is a host's name or address; and not a URI, such as SPIFFE's, or a mailbox.
+fn is_hosts(name: &str) -> bool {
+    name.starts_with("DnsName") || name.starts_with("IpAddress")
 }
 
 /// What cannot be looked up is not the address's.
@@ -121,6 +128,15 @@ mod tests {
             let error = check(&certificate(names), from(address)).await.unwrap_err().to_string();
             assert!(error.contains(address) && error.contains(part), "{error}");
         };
+        let mut others = rcgen::CertificateParams::default();
+        others.subject_alt_names = vec![
+            rcgen::SanType::URI("spiffe://example.org/etcd/n1".try_into().unwrap()),
+            rcgen::SanType::Rfc822Name("n1@example.org".try_into().unwrap()),
+        ];
+        let key = rcgen::KeyPair::generate().unwrap();
+        ok(check(others.self_signed(&key).unwrap().der(), from("10.0.0.9")).await);
+        others.subject_alt_names.push(rcgen::SanType::IpAddress(from("10.0.0.8")));
+        assert!(check(others.self_signed(&key).unwrap().der(), from("10.0.0.9")).await.is_err());
         refused(&["10.0.0.8"], "10.0.0.9", "none of them").await;
         refused(&["localhost"], "127.9.9.9", "localhost").await;
         refused(&["10.0.0.8", "*.elsewhere.invalid"], "127.0.0.1", "*.elsewhere.invalid").await;

@@ -106,7 +106,7 @@ async fn talk(io: &mut Io) -> io::Result<()> {
 }
 
 async fn dial(tls: Tls, url: &str) -> io::Result<()> {
-    let sockets = Sockets { tls };
+    let sockets = Sockets::new(tls, 1_024);
     let result = timeout(SOON, async { talk(&mut sockets.connect(Role::Peer, url).await?).await });
     result.await.expect("an answer, or a refusal")
 }
@@ -296,7 +296,7 @@ async fn flushed_bytes_need_no_further_push() {
         io.flush().await.unwrap();
         io
     });
-    let sockets = Sockets { tls: Tls::load(&flags).unwrap() };
+    let sockets = Sockets::new(Tls::load(&flags).unwrap(), 1_024);
     let mut reader = sockets.connect(Role::Peer, &format!("https://{address}")).await.unwrap();
     let mut bytes = vec![0; BYTES];
     timeout(SOON, reader.read_exact(&mut bytes)).await.expect("all of it").unwrap();

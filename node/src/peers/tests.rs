@@ -1,0 +1,89 @@
+use std::{
+    io,
+    path::Path,
+    pin::pin,
+    task::{Context as TaskContext, Poll, Waker},
+};
+
+use super::*;
+use crate::{
+    host::{BoxFuture, Io, Listener, Net, Role},
+    metrics::Metrics,
+    testing::{self, state},
+};
+
+/// Everybody can be reached, and a peer is removed while it is.
+struct Removes(Arc<Peer>);
+
+impl Net for Removes {
+    fn listen<'a>(&'a self, _: Role, _: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        unreachable!("nobody listens")
+    }
+
+    fn connect<'a>(&'a self, _: Role, _: &'a str) -> BoxFuture<'a, io::Result<Io>> {
+        Box::pin(async {
+            self.0.gone.store(true, Relaxed);
+            self.0.incoming.cut();
+            // The other end stays open, and says nothing.
+            let (near, far) = tokio::io::duplex(1_024);
+            std::mem::forget(far);
+            Ok(Box::new(near) as Io)
+        })
+    }
+}
+
+/// Asks nobody, and remembers whom it was to.
+#[derive(Default)]
+struct Asked(Mutex<Vec<String>>);
+
+impl Net for Asked {
+    fn listen<'a>(&'a self, _: Role, _: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        unreachable!("nobody listens")
+    }
+
+    fn connect<'a>(&'a self, _: Role, url: &'a str) -> BoxFuture<'a, io::Result<Io>> {
+        self.0.lock().push(url.to_owned());
+        Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+    }
+}
+
+async fn context(net: Arc<dyn Net>) -> Context {
+    let host = Host { net, ..testing::host() };
+    let (snapshots, _) = Snapshots::open(host.disk.clone(), Path::new("/snap"), 5).await.unwrap();
+    Context::new(host, testing::handle(), &["http://n1:2380".to_owned()], snapshots, Arc::<Metrics>::default())
+}
+
+fn urls(count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("http://n2-{number}:2380")).collect()
+}
+
+#[tokio::test]
+async fn who_is_removed_while_it_is_dialled_is_not_listened_to() {
+    let peer = Arc::new(Peer::new(MemberId(2), urls(1)));
+    let context = context(Arc::new(Removes(peer.clone()))).await;
+    let polled = pin!(dial::receive(&context, &peer, 0)).poll(&mut TaskContext::from_waker(Waker::noop()));
+    assert!(matches!(polled, Poll::Ready(Ok(()))), "it waits for a word of who is gone");
+}
+
+#[tokio::test]
+async fn snapshots_try_one_url_after_the_other() {
+    let asked = Arc::<Asked>::default();
+    let context = context(asked.clone()).await;
+    let peer = Arc::new(Peer::new(MemberId(2), urls(3)));
+    context.directory.lock().peers.insert(MemberId(1), peer); // whom the message is to
+    for _ in 0..4 {
+        snapshot::send(context.clone(), testing::snapshot_message(1), state(1)).await;
+    }
+    let [first, second, third] = [0, 1, 2].map(|number| urls(3)[number].clone());
+    assert_eq!(*asked.0.lock(), [first.clone(), second, third, first]);
+}
+
+#[tokio::test]
+async fn invented_members_are_bounded() {
+    let context = context(Arc::new(testing::Nowhere)).await;
+    for id in 2..2 + 2 * REMOTES_MAX as u64 {
+        context.add_remotes([(MemberId(id), urls(1))]);
+    }
+    let directory = context.directory.lock();
+    assert_eq!((directory.remotes.len(), directory.peers.len()), (REMOTES_MAX, REMOTES_MAX));
+}

@@ -1,0 +1,80 @@
+//! States on their way to the same place must not take each other's files.
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use detcd_core::types::Index;
+
+use super::{Image, Pieces, ReceiveError, Snapshots, receive};
+use crate::testing::{Memory, snapshot_message as message, state};
+
+struct Stream(Vec<Result<Bytes, String>>);
+
+impl Stream {
+    async fn whole(index: u64) -> Stream {
+        let mut image = Image::of(state(index)).await;
+        let mut pieces = Vec::new();
+        while let Some(piece) = image.next().await {
+            pieces.insert(0, Ok(piece.into()));
+        }
+        Stream(pieces)
+    }
+
+    fn cut() -> Stream {
+        Stream(vec![Err("the connection broke".into())])
+    }
+}
+
+impl Pieces for Stream {
+    async fn next(&mut self) -> Option<Result<Bytes, String>> {
+        self.0.pop()
+    }
+}
+
+async fn open() -> (Arc<Memory>, Snapshots) {
+    let disk = Arc::<Memory>::default();
+    let (snapshots, _) = Snapshots::open(disk.clone(), Path::new("/snap"), 5).await.unwrap();
+    (disk, snapshots)
+}
+
+#[tokio::test]
+async fn a_state_on_its_way_into_place_is_safe_from_the_next_of_its_index() {
+    let (_, mut snapshots) = open().await;
+    receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
+    // Its connection broke before the leader heard of it, so it comes again, and that may break too.
+    for mut again in [Stream::cut(), Stream::whole(5).await] {
+        let refused = receive(&snapshots, &message(5), &mut again, false).await;
+        assert!(matches!(refused, Err(ReceiveError::Busy(Index(5)))), "{:?}", refused.map(drop));
+    }
+    // Those of other indexes are no danger, and one that breaks leaves nothing.
+    assert!(receive(&snapshots, &message(7), &mut Stream::cut(), false).await.is_err());
+    receive(&snapshots, &message(7), &mut Stream::whole(7).await, false).await.unwrap();
+    snapshots.place_received(Index(5)).await.unwrap();
+    snapshots.drop_received(Index(7)).await.unwrap();
+    assert_eq!(snapshots.recover(Index(5), None).await.unwrap().applied(), Index(5));
+    // The way is free again.
+    for index in [5, 7] {
+        receive(&snapshots, &message(index), &mut Stream::whole(index).await, false).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_safe_from_a_received_state_of_its_index() {
+    let (_, mut snapshots) = open().await;
+    let written = snapshots.write_checkpoint(state(5)).await.unwrap();
+    receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
+    snapshots.drop_received(Index(5)).await.unwrap();
+    assert!(snapshots.place_checkpoint(&written).await.unwrap());
+    assert_eq!(snapshots.recover(Index(5), None).await.unwrap().applied(), Index(5));
+}
+
+#[tokio::test]
+async fn a_state_that_does_not_arrive_leaves_nothing() {
+    let (disk, snapshots) = open().await;
+    assert!(receive(&snapshots, &message(5), &mut Stream::cut(), false).await.is_err());
+    assert!(receive(&snapshots, &message(6), &mut Stream::whole(5).await, false).await.is_err());
+    let left: Vec<_> = disk.files.lock().keys().cloned().collect();
+    assert_eq!(left, [] as [PathBuf; 0]);
+}
