@@ -12,7 +12,7 @@ use crate::{
     memory,
     nemesis::{self, Nemesis},
     plant::Plant,
-    runner::{cluster_options, link},
+    runner::cluster_options,
     scenario::Scenario,
     schedule::{Schedule, Start},
     seed::Seed,
@@ -133,7 +133,6 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
             seed: seed.child("nemesis of day", day),
             operator: Operator::new(cluster.net.host(client_ip(0)), &recorder),
             clients: Vec::new(),
-            links: [link(scenario.network.nodes); 2],
             end: begin + DAY - Duration::from_secs(600),
         };
         let replaced = {

@@ -231,10 +231,9 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     let end = End::default();
     start_clients(&scenario, &cluster, &recorder, seed, &end);
     let schedule = Schedule::new(&scenario, seed);
-    let links = [link(scenario.network.nodes), link(scenario.network.clients)];
     let operator = Operator::new(cluster.net.host(operator), &recorder);
     let founders = scenario.cluster.nodes;
-    let setting = nemesis::Setting { founders, seed, operator, clients, links, end: safety_ends };
+    let setting = nemesis::Setting { founders, seed, operator, clients, end: safety_ends };
     let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
     time.sleep_until(safety_ends).await;
     nemesis.heal().await;

@@ -49,6 +49,7 @@ fn every_law_catches_a_planted_bug() {
         ("old-view", "serializable_reads", &[CALM]),
         ("lying-disk", "durability", crashes),
         ("early-durable", "durability", crashes),
+        ("skipped-sync", "durability", &[CALM]),
         ("forgotten-vote", "election_safety", crashes),
         ("won-votes", "election_safety", &[EVERYONE, BRIDGE, PAUSE]),
         ("altered-entry", "agreement", &[CALM]),

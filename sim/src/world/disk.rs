@@ -45,7 +45,7 @@ use parking_lot::Mutex;
 pub use self::{
     crash::{Step, Unsynced},
     damage::{Rot, Rotted},
-    faults::{Io, Lasting, Paths},
+    faults::{FaultId, Io, Lasting, Paths},
     image::Image,
     layer::{BLOCK, SECTOR},
     report::{DiskObserver, DiskOp, DiskStats},

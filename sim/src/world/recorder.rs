@@ -118,6 +118,7 @@ impl Recorder {
             }
             Event::Tampered { node } => record.seam("tampered", node.0 as u64, &()),
             Event::Killed { node, power_loss } => record.seam("killed", node.0 as u64, power_loss),
+            Event::Unsynced { node, what, .. } => record.seam("unsynced", node.0 as u64, &**what),
             Event::Asked { change, what, .. } => record.seam("asked", *change, what),
             Event::Told { change, outcome } => record.seam("told", *change, outcome),
             Event::Fault { fault, on } => record.seam("fault", u64::from(*on), &**fault),

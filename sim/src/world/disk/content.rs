@@ -220,6 +220,10 @@ impl Content {
         firm
     }
 
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// The length that is not durable, if there is one.
     pub fn pending_len(&self) -> Option<u64> {
         let resized = || self.pending.iter().any(|change| matches!(change, Change::Resize { .. }));
