@@ -140,7 +140,11 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
             operators.spawn(async move {
                 let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
                 time.sleep_until(end).await;
-                nemesis.heal().await;
+                let left = nemesis.heal().await;
+                assert!(
+                    left.is_empty(),
+                    "at the end of day {day} these machines are not what they should be: {left:?}"
+                );
                 nemesis.tallies().iter().map(|tally| tally.fired).sum::<u64>()
             })
         };

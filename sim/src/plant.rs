@@ -58,6 +58,8 @@ pub enum Plant {
     MissedWake,
     /// Whoever is added as a learner is added as a voter.
     LearnerAsVoter,
+    /// Once somebody was removed nobody is added any more.
+    StuckChange,
     /// One member panics.
     Panic,
     /// One member computes for ever.
@@ -180,6 +182,11 @@ impl Broken {
             (Plant::LearnerAsVoter, Input::Change { ticket, change: ChangeRequest::Add(member), peers }) => {
                 let change = ChangeRequest::Add(Member { is_learner: false, ..member });
                 Some(Input::Change { ticket, change, peers })
+            }
+            (Plant::StuckChange, Input::Change { change: ChangeRequest::Add(_), .. })
+                if self.replica.machine().membership.removed().next().is_some() =>
+            {
+                None
             }
             (_, input) => Some(input),
         }

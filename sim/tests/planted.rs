@@ -37,6 +37,7 @@ const ROLLING: &str = "scenarios/crash/rolling-power-loss.toml";
 const BRIDGE: &str = "scenarios/network/bridge.toml";
 const ISOLATED: &str = "scenarios/network/isolated-member-reads.toml";
 const LEARNER: &str = "scenarios/membership/update-learner.toml";
+const REPLACE_ALL: &str = "scenarios/membership/rolling-replace-all.toml";
 const PAUSE: &str = "scenarios/clock/drift-and-pause.toml";
 
 #[test]
@@ -70,14 +71,20 @@ fn every_law_catches_a_planted_bug() {
 #[test]
 fn panics_hangs_and_exhausted_memory_are_violations() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    for (plant, accident) in [("panic", "panic: "), ("hang", "hang: "), ("hoard", "memory: ")] {
+    let table = [
+        ("panic", "panic: ", CALM),
+        ("hang", "hang: ", CALM),
+        ("hoard", "memory: ", CALM),
+        ("stuck-change", "incomplete: ", REPLACE_ALL),
+    ];
+    for (plant, accident, scenario) in table {
         let mut command = Command::new(env!("CARGO_BIN_EXE_detcd-sim"));
-        let output = command.args(["run", CALM, "--seed", "3", "--plant", plant]).current_dir(root).output();
+        let output = command.args(["run", scenario, "--seed", "3", "--plant", plant]).current_dir(root).output();
         let output = output.expect("it starts");
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1), "{plant}: {text}");
         assert!(text.contains(accident), "{plant}: {text}");
-        assert!(text.contains(&format!("cargo sim run {CALM} --seed 3 --plant {plant}")), "{plant}: {text}");
+        assert!(text.contains(&format!("cargo sim run {scenario} --seed 3 --plant {plant}")), "{plant}: {text}");
     }
 }
 

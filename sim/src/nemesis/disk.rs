@@ -143,12 +143,13 @@ impl Inner {
         self.cluster.forbid_exit(victim, RUINED);
     }
 
-    /// Another machine takes the place of this one, whose disk nobody can go on with.
-    pub(super) async fn rebuild(&self, planned: &Planned, victim: NodeNumber, until: Duration) {
-        if self.remove(planned, self.cluster.member(victim), until).await {
-            self.state.lock().ruined.remove(&victim);
-            self.settle_in(victim, Arrival::Promoted, until).await;
+    /// Another machine takes the place of this one, whose disk nobody can go on with. Whether it did.
+    pub(super) async fn rebuild(&self, planned: &Planned, victim: NodeNumber, until: Duration) -> bool {
+        if !self.remove(planned, self.cluster.member(victim), until).await {
+            return false;
         }
+        self.state.lock().ruined.remove(&victim);
+        self.settle_in(victim, Arrival::Promoted, until).await
     }
 
     pub(super) fn disk(&self, number: NodeNumber) -> &SimDisk {

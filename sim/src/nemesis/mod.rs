@@ -137,8 +137,9 @@ impl Nemesis {
         Nemesis { inner, changes: schedule.faults.iter().find(|planned| planned.fault.changes_members()).cloned() }
     }
 
-    /// Waits for every fault's end, and mends whatever is left.
-    pub async fn heal(&self) {
+    /// Waits for every fault's end, and mends whatever is left. Nobody may end by itself from then on. Returns the machines
+    /// on which there is no member although there should be, or a guest who should be gone.
+    pub async fn heal(&self) -> Vec<NodeNumber> {
         let Inner { cluster, time, state, .. } = &*self.inner;
         while !state.lock().active.is_empty() {
             time.sleep_until(time.now() + Duration::from_millis(10)).await;
@@ -154,9 +155,12 @@ impl Nemesis {
                 cluster.restart(number);
             }
         }
-        if let Some(planned) = &self.changes {
-            self.inner.complete(planned).await;
-        }
+        let left = match &self.changes {
+            Some(planned) => self.inner.complete(planned).await,
+            None => Vec::new(),
+        };
+        cluster.numbers().for_each(|number| cluster.forbid_exits(number));
+        left
     }
 
     pub fn tallies(&self) -> Vec<Tally> {

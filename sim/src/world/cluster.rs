@@ -208,6 +208,11 @@ impl Cluster {
         state.allowed.remove(at);
     }
 
+    /// No process of this machine may end by itself any more, whatever was allowed.
+    pub fn forbid_exits(&self, number: NodeNumber) {
+        self.node(number).state.lock().allowed.clear();
+    }
+
     /// Starts the process again if it ended by itself, as it may.
     pub fn restart_ended(&self, number: NodeNumber) {
         {

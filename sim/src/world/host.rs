@@ -27,6 +27,7 @@ pub struct Machine {
 impl Machine {
     /// A process's world. Whatever an earlier process of this machine holds is dead from here on.
     pub fn host(&self, incarnation: u64) -> Host {
+        self.disk.evict(&mut self.seed.child("evicted", incarnation).rng());
         Host {
             disk: self.disk.fresh(),
             net: self.net.host(self.ip),

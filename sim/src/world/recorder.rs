@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use detcd_core::event::NodeEvent;
@@ -182,10 +183,9 @@ impl Recorder {
         f(&mut self.0.lock())
     }
 
-    /// The run's hash so far, and how many events are in it.
-    pub fn hash(&self) -> (u64, u64) {
-        let record = self.0.lock();
-        (record.hash.0, record.seam_events)
+    /// As `with`; none if whoever holds the record does not give it up.
+    pub fn try_with<R>(&self, patience: Duration, f: impl FnOnce(&mut Record) -> R) -> Option<R> {
+        Some(f(&mut *self.0.try_lock_for(patience)?))
     }
 
     pub fn flush(&self) {
@@ -196,6 +196,11 @@ impl Recorder {
 }
 
 impl Record {
+    /// The run's hash so far, and how many events are in it.
+    pub fn hash(&self) -> (u64, u64) {
+        (self.hash.0, self.seam_events)
+    }
+
     fn now(&self) -> Nanos {
         let now = self.time.now().as_nanos() as u64;
         SIMULATED.store(now, Relaxed);

@@ -210,6 +210,23 @@ fn a_kill_keeps_what_was_written_and_cuts_the_queue_somewhere() {
 }
 
 #[test]
+fn a_kill_leaves_some_first_pages_of_a_write() {
+    let mut lengths = BTreeSet::new();
+    for seed in 0..100 {
+        lengths.insert(world(seed, |mut bench| async move {
+            let disk = bench.disk.fresh();
+            let file = disk.open(path("/d/a"), Open::Create).await.unwrap();
+            file.write_at(0, vec![1; 100]).await.unwrap();
+            let torn = file.write_at(100, vec![2; 10_000]);
+            bench.disk.kill(&mut bench.rng);
+            assert!(torn.await.is_err());
+            bench.disk.contents(path("/d/a")).unwrap().len()
+        }));
+    }
+    assert_eq!(lengths, [100, 4_096, 8_192, 10_100].into());
+}
+
+#[test]
 fn a_stall_holds_writes_up_until_it_ends() {
     world(4, |bench| async move {
         let Bench { disk, time, .. } = &bench;

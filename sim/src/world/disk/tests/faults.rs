@@ -366,3 +366,26 @@ fn what_is_not_on_the_disk_is_told() {
         assert!(unsynced().is_some());
     });
 }
+
+#[test]
+fn what_a_failed_sync_left_clean_is_forgotten_or_not() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..20 {
+        seen.insert(world(seed, |mut bench| async move {
+            let file = file(&*bench.disk.fresh(), "/d/a", b"old").await;
+            bench.disk.fail_sync(1, Paths::all());
+            assert!(file.write_sync(0, b"newer".into()).await.is_err());
+            bench.disk.kill(&mut bench.rng);
+            bench.disk.evict(&mut bench.rng);
+            let disk = bench.disk.fresh();
+            let file = disk.open(path("/d/a"), Open::Write).await.unwrap();
+            let bytes = file.read_at(0, 9).await.unwrap();
+            // What is written from then on is written, and what the file holds of the rest stays as it was read.
+            file.write_sync(4, b"!".into()).await.unwrap();
+            bench.disk.power_loss(&mut bench.rng);
+            assert_eq!(bench.disk.contents(path("/d/a")).unwrap()[..4], bytes[..4]);
+            (bytes, bench.disk.stats().evictions)
+        }));
+    }
+    assert_eq!(seen, [(b"newer".to_vec(), 0), (b"old\0\0".to_vec(), 1)].into());
+}
