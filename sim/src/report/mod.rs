@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn faults_of_which_none_has_an_effect_show_nothing() {
         let text = "claim = 'Nothing.'\nrun_ms = 60_000\nsettle_ms = 5_000\ncluster = { nodes = 1 }\n\
-                    expect = { acknowledged_min = 0, under_fault_min = 0, must_fire = [] }";
+                    expect = { acknowledged_min = 1, under_fault_min = 0, must_fire = [] }";
         let scenario = Scenario::parse("test", text).unwrap();
         let tally =
             |fired| Tally { nemesis: "kill".into(), kind: "kill".into(), planned: 3, struck: 2, fired, effects: fired };
@@ -167,7 +167,7 @@ mod tests {
             history: Vec::new(),
             faults,
             laws: Vec::new(),
-            ops: Ops::default(),
+            ops: Ops { acknowledged: 1, ..Ops::default() },
             accident: None,
         };
         assert!(missing(&scenario, &run(vec![])).is_empty());
