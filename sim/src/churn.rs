@@ -12,7 +12,7 @@ use crate::{
     memory,
     nemesis::{self, Nemesis},
     plant::Plant,
-    runner::{cluster_options, link},
+    runner::cluster_options,
     scenario::Scenario,
     schedule::{Schedule, Start},
     seed::Seed,
@@ -133,7 +133,6 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
             seed: seed.child("nemesis of day", day),
             operator: Operator::new(cluster.net.host(client_ip(0)), &recorder),
             clients: Vec::new(),
-            links: [link(scenario.network.nodes); 2],
             end: begin + DAY - Duration::from_secs(600),
         };
         let replaced = {
@@ -141,7 +140,11 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
             operators.spawn(async move {
                 let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
                 time.sleep_until(end).await;
-                nemesis.heal().await;
+                let left = nemesis.heal().await;
+                assert!(
+                    left.is_empty(),
+                    "at the end of day {day} these machines are not what they should be: {left:?}"
+                );
                 nemesis.tallies().iter().map(|tally| tally.fired).sum::<u64>()
             })
         };

@@ -230,6 +230,12 @@ pub enum Event {
     Tampered {
         node: NodeNumber,
     },
+    /// This node reports a batch durable, and what it needs for it is not on the disk.
+    Unsynced {
+        node: NodeNumber,
+        persist: u64,
+        what: Text,
+    },
     /// An operator asks `node` for a change of the membership, or for another leader.
     Asked {
         change: u64,

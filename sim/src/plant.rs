@@ -32,6 +32,8 @@ use crate::{
 pub enum Plant {
     /// Every disk says "synced" and syncs nothing.
     LyingDisk,
+    /// One in some syncs does nothing: the next one of that file makes up for it.
+    SkippedSync,
     /// A batch counts as durable as soon as it is handed to the disk.
     EarlyDurable,
     /// Linearizable reads are served without asking anybody.
@@ -56,6 +58,8 @@ pub enum Plant {
     MissedWake,
     /// Whoever is added as a learner is added as a voter.
     LearnerAsVoter,
+    /// Once somebody was removed nobody is added any more.
+    StuckChange,
     /// One member panics.
     Panic,
     /// One member computes for ever.
@@ -82,7 +86,7 @@ impl Plant {
     /// What goes around each node's replica.
     pub fn wrap(plant: Option<Plant>, seed: Seed) -> Wrap {
         Arc::new(move |node, replica| match plant {
-            None | Some(Plant::LyingDisk) => Box::new(replica),
+            None | Some(Plant::LyingDisk | Plant::SkippedSync) => Box::new(replica),
             Some(plant) => Box::new(Broken {
                 replica,
                 plant,
@@ -100,9 +104,12 @@ impl Plant {
 
     /// What is not the replica's doing.
     pub fn strike(self, cluster: &Cluster) {
-        if self == Plant::LyingDisk {
-            cluster.nodes.iter().for_each(|node| node.machine.disk.lie(true));
-        }
+        let one_in = match self {
+            Plant::LyingDisk => 1,
+            Plant::SkippedSync => 20,
+            _ => return,
+        };
+        cluster.nodes.iter().for_each(|node| node.machine.disk.lie(one_in));
     }
 }
 
@@ -175,6 +182,11 @@ impl Broken {
             (Plant::LearnerAsVoter, Input::Change { ticket, change: ChangeRequest::Add(member), peers }) => {
                 let change = ChangeRequest::Add(Member { is_learner: false, ..member });
                 Some(Input::Change { ticket, change, peers })
+            }
+            (Plant::StuckChange, Input::Change { change: ChangeRequest::Add(_), .. })
+                if self.replica.machine().membership.removed().next().is_some() =>
+            {
+                None
             }
             (_, input) => Some(input),
         }

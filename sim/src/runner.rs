@@ -35,6 +35,8 @@ use crate::{
 
 /// A run that gets nowhere in this much of real time hangs.
 const HANG: Duration = Duration::from_secs(30);
+/// How long what a run recorded may be out of reach.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the watchdog looks.
 const WATCH: Duration = Duration::from_millis(100);
 /// Watchers have addresses of their own, behind the clients'.
@@ -67,7 +69,7 @@ pub struct Run {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accident {
-    /// "panic", "hang", "memory" or "exit".
+    /// "panic", "hang", "memory", "exit" or "incomplete".
     pub kind: &'static str,
     pub text: String,
 }
@@ -108,6 +110,8 @@ struct Shared {
     recorder: Option<Recorder>,
     faults: Vec<Tally>,
     exits: Vec<(NodeNumber, String)>,
+    /// Machines whose members did not come back, or did not go.
+    incomplete: Vec<NodeNumber>,
 }
 
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
@@ -192,10 +196,19 @@ fn collect(shared: &Shared, mut accident: Option<Accident>) -> Run {
     {
         accident = Some(Accident { kind: "exit", text: format!("{node} stopped by itself: {reason}") });
     }
-    let (hash, events) = recorder.map_or((0, 0), Recorder::hash);
-    let history = recorder.map(|recorder| recorder.with(|record| std::mem::take(&mut record.history)));
-    let history = history.unwrap_or_default();
-    let laws = recorder.map(|recorder| recorder.with(|record| record.judge.finish()));
+    if accident.is_none() && !shared.incomplete.is_empty() {
+        let machines = shared.incomplete.iter().map(NodeNumber::to_string).collect::<Vec<_>>().join(" ");
+        let text = format!("with all faults over, these machines did not become members, or did not leave: {machines}");
+        accident = Some(Accident { kind: "incomplete", text });
+    }
+    // Whoever hangs may hold the record: then there is nothing to tell but that.
+    let told = recorder.and_then(|recorder| {
+        recorder.try_with(PATIENCE, |record| {
+            let history = std::mem::take(&mut record.history);
+            (record.hash(), history, record.judge.finish())
+        })
+    });
+    let ((hash, events), history, laws) = told.unwrap_or_default();
     Run {
         hash,
         events,
@@ -203,7 +216,7 @@ fn collect(shared: &Shared, mut accident: Option<Accident>) -> Run {
         ops: Ops::count(&history),
         history,
         faults: shared.faults.clone(),
-        laws: laws.unwrap_or_default(),
+        laws,
         accident,
     }
 }
@@ -231,14 +244,16 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     let end = End::default();
     start_clients(&scenario, &cluster, &recorder, seed, &end);
     let schedule = Schedule::new(&scenario, seed);
-    let links = [link(scenario.network.nodes), link(scenario.network.clients)];
     let operator = Operator::new(cluster.net.host(operator), &recorder);
     let founders = scenario.cluster.nodes;
-    let setting = nemesis::Setting { founders, seed, operator, clients, links, end: safety_ends };
+    let setting = nemesis::Setting { founders, seed, operator, clients, end: safety_ends };
     let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
     time.sleep_until(safety_ends).await;
-    nemesis.heal().await;
-    shared.lock().faults = nemesis.tallies();
+    let incomplete = nemesis.heal().await;
+    {
+        let mut shared = shared.lock();
+        (shared.incomplete, shared.faults) = (incomplete, nemesis.tallies());
+    }
     recorder.record(Event::Phase(Phase::Recovery));
     let recovery_ends = time.now() + Duration::from_millis(scenario.settle_ms);
     end.set(recovery_ends);
@@ -309,5 +324,33 @@ fn join_clients(cluster: &Cluster, clients: &[IpAddr], link: LinkParams) {
             cluster.net.set_link(*client, node.machine.ip, Some(link));
             cluster.net.set_link(node.machine.ip, *client, Some(link));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hangs_with_the_record_in_hand_is_told_of_all_the_same() {
+        let runtime = madsim::runtime::Runtime::with_seed_and_config(1, madsim::Config::default());
+        let recorder = runtime.block_on(async { Recorder::new(SimTime::current(), Judge::new(Vec::new()), None) });
+        let (held, is_held) = mpsc::channel();
+        let (let_go, may_go) = mpsc::channel::<()>();
+        let holder = {
+            let recorder = recorder.clone();
+            std::thread::spawn(move || {
+                recorder.with(|_| {
+                    held.send(()).unwrap();
+                    may_go.recv().unwrap();
+                });
+            })
+        };
+        is_held.recv().unwrap();
+        let shared = Shared { recorder: Some(recorder), ..Shared::default() };
+        let accident = Accident { kind: "hang", text: String::new() };
+        assert_eq!(collect(&shared, Some(accident.clone())).accident, Some(accident));
+        let_go.send(()).unwrap();
+        holder.join().unwrap();
     }
 }

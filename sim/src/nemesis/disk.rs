@@ -8,7 +8,7 @@ use crate::{
     schedule::Planned,
     world::{
         cluster::ExitKind,
-        disk::{DiskStats, Io, Lasting, Paths, Rot},
+        disk::{FaultId, Io, Lasting, Paths, Rot, SimDisk},
     },
 };
 
@@ -24,58 +24,51 @@ const NOTICE: Duration = Duration::from_secs(2);
 
 impl Inner {
     pub(super) async fn fail_sync(&self, victims: &[NodeNumber], files: Files, end: Duration) -> u64 {
-        let failed = |stats: DiskStats| stats.failed_syncs;
-        self.broken(victims, files, failed, end, |number| self.disk(number).fail_sync(1, paths(files))).await
+        self.broken(victims, files, end, |disk| disk.fail_sync(1, paths(files))).await
     }
 
     pub(super) async fn io_error(&self, victims: &[NodeNumber], io: DiskIo, files: Files, end: Duration) -> u64 {
-        let (io, failed): (_, fn(DiskStats) -> u64) = match io {
-            DiskIo::Read => (Io::Read, |stats| stats.failed_reads),
-            DiskIo::Write => (Io::Write, |stats| stats.failed_writes),
-            DiskIo::Sync => (Io::Sync, |stats| stats.failed_syncs),
-            DiskIo::Entry => (Io::Entry, |stats| stats.failed_entry_ops),
+        let io = match io {
+            DiskIo::Read => Io::Read,
+            DiskIo::Write => Io::Write,
+            DiskIo::Sync => Io::Sync,
+            DiskIo::Entry => Io::Entry,
         };
-        let arm = |number| self.disk(number).fail_io(io, Lasting::Until(end), paths(files));
-        self.broken(victims, files, failed, end, arm).await
+        self.broken(victims, files, end, |disk| disk.fail_io(io, Lasting::Until(end), paths(files))).await
     }
 
     /// With all files the disk is full; with some of them only they find no more space, as if on a volume of their own.
     pub(super) async fn fill(&self, victims: &[NodeNumber], files: Files, end: Duration) -> u64 {
-        let full = |stats: DiskStats| stats.full_ops;
-        self.broken(victims, files, full, end, |number| {
-            let disk = self.disk(number);
-            match files {
-                Files::All => disk.set_capacity(Some(disk.used())),
-                files => disk.fill(Lasting::Until(end), paths(files)),
-            }
+        self.broken(victims, files, end, |disk| match files {
+            Files::All => disk.limit(disk.used()),
+            files => disk.fill(Lasting::Until(end), paths(files)),
         })
         .await
     }
 
-    /// Until `end` something is wrong with these disks; then nothing is, and whoever ended over it starts again. Nobody
+    /// Until `end` something is wrong with these disks; then that is over, and whoever ended over it starts again. Nobody
     /// may end over the state's files: the log has what is in them.
     async fn broken(
         &self,
         victims: &[NodeNumber],
         files: Files,
-        of: impl Fn(DiskStats) -> u64 + Copy,
         end: Duration,
-        arm: impl Fn(NodeNumber),
+        arm: impl Fn(&SimDisk) -> FaultId,
     ) -> u64 {
-        let before = self.disks(victims, of);
         let allowed = if files == Files::State { NONE } else { FAILED };
-        for victim in victims {
+        let armed = victims.iter().map(|victim| {
             self.cluster.allow_exit(*victim, allowed);
-            arm(*victim);
-        }
+            (*victim, arm(self.disk(*victim)))
+        });
+        let armed = armed.collect::<Vec<_>>();
         self.time.sleep_until(end).await;
-        for victim in victims {
-            self.disk(*victim).disarm();
-            self.disk(*victim).set_capacity(None);
-            self.cluster.restart_ended(*victim);
-            self.cluster.forbid_exit(*victim, allowed);
-        }
-        self.disks(victims, of) - before
+        let struck = armed.into_iter().map(|(victim, fault)| {
+            let struck = self.disk(victim).disarm(fault);
+            self.cluster.restart_ended(victim);
+            self.cluster.forbid_exit(victim, allowed);
+            struck
+        });
+        struck.sum()
     }
 
     /// Returns how many sectors rotted.
@@ -95,22 +88,20 @@ impl Inner {
     }
 
     pub(super) async fn misdirect(&self, planned: &Planned, victim: NodeNumber, end: Duration) -> u64 {
-        let astray = |stats: DiskStats| stats.misdirected_writes;
-        let before = self.disks(&[victim], astray);
         let mut rng = planned.seed.child("astray", 0).rng();
         self.cluster.allow_exit(victim, RUINED);
         self.recorder.record(Event::Tampered { node: victim });
-        self.disk(victim).misdirect(1, paths(Files::Log), paths(Files::All), &mut rng);
+        let fault = self.disk(victim).misdirect(1, paths(Files::Log), paths(Files::All), &mut rng);
         let half = self.time.now() + end.saturating_sub(self.time.now()) / 2;
         self.time.sleep_until(half).await;
-        self.disk(victim).disarm();
+        let struck = self.disk(victim).disarm(fault);
         self.tampered(planned, victim, end, || {}).await;
         self.cluster.forbid_exit(victim, RUINED);
-        self.disks(&[victim], astray) - before
+        struck
     }
 
     /// The machine comes back with the disk of some time ago. Not before the others hold all that anybody has, for it
-    /// may have been needed for that; and not while its forgotten votes may still decide an election.
+    /// may have been needed for that; and not while its forgotten votes may still decide an election. Returns 1 if it has forgotten anything.
     pub(super) async fn stale_disk(&self, planned: &Planned, victim: NodeNumber, end: Duration) -> u64 {
         let image = self.disk(victim).image();
         let third = end.saturating_sub(self.time.now()) / 3;
@@ -122,8 +113,13 @@ impl Inner {
             }
             self.time.sleep_until(self.time.now() + Duration::from_millis(10)).await;
         }
-        self.tampered(planned, victim, end, || self.disk(victim).restore(&image)).await;
-        1
+        let mut differs = false;
+        let restore = || {
+            differs = self.disk(victim).image().digest() != image.digest();
+            self.disk(victim).restore(&image);
+        };
+        self.tampered(planned, victim, end, restore).await;
+        u64::from(differs)
     }
 
     /// The machine is off, somebody tampers with its disk, and it starts. If the member refuses to go on, or if the
@@ -147,15 +143,16 @@ impl Inner {
         self.cluster.forbid_exit(victim, RUINED);
     }
 
-    /// Another machine takes the place of this one, whose disk nobody can go on with.
-    pub(super) async fn rebuild(&self, planned: &Planned, victim: NodeNumber, until: Duration) {
-        if self.remove(planned, self.cluster.member(victim), until).await {
-            self.state.lock().ruined.remove(&victim);
-            self.settle_in(victim, Arrival::Promoted, until).await;
+    /// Another machine takes the place of this one, whose disk nobody can go on with. Whether it did.
+    pub(super) async fn rebuild(&self, planned: &Planned, victim: NodeNumber, until: Duration) -> bool {
+        if !self.remove(planned, self.cluster.member(victim), until).await {
+            return false;
         }
+        self.state.lock().ruined.remove(&victim);
+        self.settle_in(victim, Arrival::Promoted, until).await
     }
 
-    fn disk(&self, number: NodeNumber) -> &crate::world::disk::SimDisk {
+    pub(super) fn disk(&self, number: NodeNumber) -> &SimDisk {
         &self.cluster.node(number).machine.disk
     }
 }

@@ -268,19 +268,24 @@ impl Inner {
         false
     }
 
-    /// The faults are over: whoever is to be a member becomes one, and guests go.
-    pub(super) async fn complete(&self, planned: &Planned) {
-        let until = self.time.now() + COMPLETION;
+    /// The faults are over: whoever is to be a member becomes one, and guests go. Returns on which machines that did not
+    /// come about.
+    pub(super) async fn complete(&self, planned: &Planned) -> Vec<NodeNumber> {
+        let (until, mut left) = (self.time.now() + COMPLETION, Vec::new());
         for number in self.cluster.numbers() {
             self.cluster.allow_exit(number, REMOVED);
-            if self.state.lock().ruined.contains(&number) {
-                self.rebuild(planned, number, until).await;
+            let ruined = self.state.lock().ruined.contains(&number);
+            let done = if ruined {
+                self.rebuild(planned, number, until).await
             } else if number.0 <= self.founders {
-                self.settle_in(number, Arrival::Promoted, until).await;
+                self.settle_in(number, Arrival::Promoted, until).await
             } else {
-                self.see_off(planned, number, until).await;
+                self.see_off(planned, number, until).await
+            };
+            if !done {
+                left.push(number);
             }
-            self.cluster.forbid_exit(number, REMOVED);
         }
+        left
     }
 }

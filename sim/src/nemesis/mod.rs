@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! - Every fault that begins ends, at the latest when the phase of faults does.
-//! - Ways that several faults cut are mended when the last of them ends.
+//! - Faults that overlap are independent: none ends another, and each counts its own effects.
 mod disk;
 mod membership;
 mod network;
@@ -29,7 +29,6 @@ use crate::{
     world::{
         clock::SimTime,
         cluster::{Cluster, node_ip},
-        net::LinkParams,
         recorder::Recorder,
     },
 };
@@ -68,9 +67,6 @@ struct Inner {
     founders: usize,
     /// Addresses of clients, for faults on their links.
     clients: Vec<IpAddr>,
-    /// What links are like when no fault is on.
-    node_link: LinkParams,
-    client_link: LinkParams,
     /// When the phase of faults ends.
     end: Duration,
     state: Mutex<State>,
@@ -97,15 +93,13 @@ pub struct Setting {
     pub operator: Operator,
     /// Addresses of clients.
     pub clients: Vec<IpAddr>,
-    /// What links are like when no fault is on: between nodes, and with clients.
-    pub links: [LinkParams; 2],
     /// When the phase of faults ends.
     pub end: Duration,
 }
 
 impl Nemesis {
     pub fn start(cluster: &Cluster, recorder: &Recorder, schedule: &Schedule, setting: Setting) -> Nemesis {
-        let Setting { founders, seed, operator, clients, links: [node_link, client_link], end } = setting;
+        let Setting { founders, seed, operator, clients, end } = setting;
         let mut state = State::default();
         for planned in &schedule.faults {
             let (nemesis, kind) = (planned.id.nemesis.clone(), planned.fault.kind().to_owned());
@@ -120,8 +114,6 @@ impl Nemesis {
             seed: seed.child("nemeses", 0),
             founders,
             clients,
-            node_link,
-            client_link,
             end,
             state: Mutex::new(state),
         });
@@ -145,24 +137,30 @@ impl Nemesis {
         Nemesis { inner, changes: schedule.faults.iter().find(|planned| planned.fault.changes_members()).cloned() }
     }
 
-    /// Waits for every fault's end, and mends whatever is left.
-    pub async fn heal(&self) {
+    /// Waits for every fault's end, and mends whatever is left. Nobody may end by itself from then on. Returns the machines
+    /// on which there is no member although there should be, or a guest who should be gone.
+    pub async fn heal(&self) -> Vec<NodeNumber> {
         let Inner { cluster, time, state, .. } = &*self.inner;
         while !state.lock().active.is_empty() {
             time.sleep_until(time.now() + Duration::from_millis(10)).await;
         }
         cluster.net.heal_all();
         for number in cluster.numbers() {
-            cluster.resume(number);
+            let machine = &cluster.node(number).machine;
+            machine.disk.disarm_all();
+            machine.clock.straighten();
             let ruined = state.lock().ruined.contains(&number);
             if !ruined && (self.changes.is_none() || self.inner.is_member(number)) {
                 cluster.restart_ended(number);
                 cluster.restart(number);
             }
         }
-        if let Some(planned) = &self.changes {
-            self.inner.complete(planned).await;
-        }
+        let left = match &self.changes {
+            Some(planned) => self.inner.complete(planned).await,
+            None => Vec::new(),
+        };
+        cluster.numbers().for_each(|number| cluster.forbid_exits(number));
+        left
     }
 
     pub fn tallies(&self) -> Vec<Tally> {

@@ -6,10 +6,7 @@ use crate::{
     history::NodeNumber,
     scenario::fault::{Links, Shape},
     schedule::Planned,
-    world::{
-        cluster::node_ip,
-        net::{LinkParams, NetStats},
-    },
+    world::{cluster::node_ip, net::LinkStats},
 };
 
 type Way = (IpAddr, IpAddr);
@@ -23,11 +20,11 @@ impl Inner {
         end: Duration,
     ) -> u64 {
         let ways = self.ways(planned, victims, links);
-        let before = held_up(self.cluster.net.stats());
+        let before = self.held(&ways);
         self.cut(&ways);
         self.time.sleep_until(end).await;
         self.mend(&ways);
-        held_up(self.cluster.net.stats()) - before
+        self.held(&ways) - before
     }
 
     /// Down, up, down, up, for so long each.
@@ -40,7 +37,7 @@ impl Inner {
         end: Duration,
     ) -> u64 {
         let ways = self.ways(planned, victims, links);
-        let before = held_up(self.cluster.net.stats());
+        let before = self.held(&ways);
         let [down, up] = turns;
         while self.time.now() < end {
             self.cut(&ways);
@@ -48,7 +45,7 @@ impl Inner {
             self.mend(&ways);
             self.time.sleep_until((self.time.now() + up).min(end)).await;
         }
-        held_up(self.cluster.net.stats()) - before
+        self.held(&ways) - before
     }
 
     fn ways(&self, planned: &Planned, victims: &[NodeNumber], links: Links) -> Vec<Way> {
@@ -133,39 +130,37 @@ impl Inner {
     }
 
     pub(super) async fn clog(&self, victims: &[NodeNumber], links: Links, extra: Duration, end: Duration) -> u64 {
-        let net = &self.cluster.net;
-        let set = |extra| {
-            for (a, b) in self.pairs(victims, links) {
-                net.clog(a, b, extra);
-                net.clog(b, a, extra);
-            }
-        };
-        let before = net.stats().segments_clogged;
-        set(extra);
+        let (net, ways) = (&self.cluster.net, both(self.pairs(victims, links)));
+        let before = self.link_stats(&ways, |stats| stats.clogged);
+        ways.iter().for_each(|(from, to)| net.clog(*from, *to, extra));
         self.time.sleep_until(end).await;
-        set(Duration::ZERO);
-        net.stats().segments_clogged - before
+        ways.iter().for_each(|(from, to)| net.unclog(*from, *to, extra));
+        self.link_stats(&ways, |stats| stats.clogged) - before
     }
 
-    pub(super) async fn lose(&self, victims: &[NodeNumber], links: Links, loss_ppm: u32, end: Duration) -> u64 {
-        let net = &self.cluster.net;
-        let set = |loss: Option<u32>| {
-            for (a, b) in self.pairs(victims, links) {
-                let usual = if self.clients.contains(&b) { self.client_link } else { self.node_link };
-                let params = LinkParams { loss_ppm: loss.unwrap_or(usual.loss_ppm), ..usual };
-                net.set_link(a, b, Some(params));
-                net.set_link(b, a, Some(params));
-            }
-        };
-        let before = net.stats().segments_lost;
-        set(Some(loss_ppm));
+    pub(super) async fn lose(&self, victims: &[NodeNumber], links: Links, ppm: u32, end: Duration) -> u64 {
+        let (net, ways) = (&self.cluster.net, both(self.pairs(victims, links)));
+        let before = self.link_stats(&ways, |stats| stats.lost);
+        ways.iter().for_each(|(from, to)| net.lose(*from, *to, ppm));
         self.time.sleep_until(end).await;
-        set(None);
-        net.stats().segments_lost - before
+        ways.iter().for_each(|(from, to)| net.lose_less(*from, *to, ppm));
+        self.link_stats(&ways, |stats| stats.lost) - before
+    }
+
+    /// Whatever a cut did to traffic on these ways.
+    fn held(&self, ways: &[Way]) -> u64 {
+        self.link_stats(ways, |stats| stats.held)
+    }
+
+    fn link_stats(&self, ways: &[Way], of: impl Fn(LinkStats) -> u64) -> u64 {
+        ways.iter().map(|(from, to)| of(self.cluster.net.link_stats(*from, *to))).sum()
     }
 }
 
-/// Whatever a cut does to traffic.
-fn held_up(stats: NetStats) -> u64 {
-    stats.cut_bytes_delayed + stats.connects_timed_out + stats.connects_delayed + stats.streams_timed_out
+/// There and back; no way twice.
+fn both(pairs: Vec<Way>) -> Vec<Way> {
+    let mut ways: Vec<_> = pairs.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]).collect();
+    ways.sort();
+    ways.dedup();
+    ways
 }

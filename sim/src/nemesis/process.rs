@@ -5,7 +5,7 @@ use super::Inner;
 use crate::{
     history::NodeNumber,
     seed::{Seed, TryRng},
-    world::disk::DiskStats,
+    world::clock::SimClock,
 };
 
 /// Draws nothing but zeros: a power loss that takes everything it may.
@@ -30,71 +30,79 @@ impl TryRng for Zeros {
 
 impl Inner {
     pub(super) async fn power_loss(&self, victims: &[NodeNumber], torn: bool, seed: Seed, end: Duration) -> u64 {
-        for victim in victims {
-            match torn {
-                true => self.cluster.power_off(*victim, &mut seed.child("torn", victim.0 as u64).rng()),
-                false => self.cluster.power_off(*victim, &mut Zeros),
-            }
-        }
-        self.revive(victims, end).await
+        let off = |victim: NodeNumber| match torn {
+            true => self.cluster.power_off(victim, &mut seed.child("torn", victim.0 as u64).rng()),
+            false => self.cluster.power_off(victim, &mut Zeros),
+        };
+        self.down(victims, off, end).await
     }
 
     pub(super) async fn kill(&self, victims: &[NodeNumber], seed: Seed, end: Duration) -> u64 {
-        victims.iter().for_each(|victim| self.cluster.kill(*victim, seed));
-        self.revive(victims, end).await
+        self.down(victims, |victim| self.cluster.kill(victim, seed), end).await
     }
 
-    async fn revive(&self, victims: &[NodeNumber], end: Duration) -> u64 {
+    /// Nobody starts these machines before `end`. Returns how many of them were struck down.
+    async fn down(&self, victims: &[NodeNumber], strike: impl Fn(NodeNumber) -> bool, end: Duration) -> u64 {
+        let struck = victims.iter().filter(|victim| {
+            self.cluster.hold(**victim);
+            strike(**victim)
+        });
+        let struck = struck.count();
         self.time.sleep_until(end).await;
-        victims.iter().for_each(|victim| self.cluster.restart(*victim));
-        victims.len() as u64
+        for victim in victims {
+            self.cluster.release(*victim);
+            self.cluster.restart(*victim);
+        }
+        struck as u64
     }
 
     pub(super) async fn pause(&self, victims: &[NodeNumber], end: Duration) -> u64 {
-        victims.iter().for_each(|victim| self.cluster.pause(*victim));
+        let pauses: Vec<_> =
+            victims.iter().filter_map(|victim| Some((*victim, self.cluster.pause(*victim)?))).collect();
         self.time.sleep_until(end).await;
-        let paused = victims.iter().filter(|victim| self.cluster.is_paused(**victim)).count();
-        victims.iter().for_each(|victim| self.cluster.resume(*victim));
-        paused as u64
+        pauses.into_iter().filter(|(victim, pause)| self.cluster.resume(*victim, *pause)).count() as u64
     }
 
     pub(super) async fn slow_fsync(&self, victims: &[NodeNumber], extra: Duration, end: Duration) -> u64 {
-        let slowed = |stats: DiskStats| stats.slowed_syncs;
-        let before = self.disks(victims, slowed);
-        victims.iter().for_each(|victim| self.cluster.node(*victim).machine.disk.slow_sync(1, extra));
+        let slow = |victim: &NodeNumber| (*victim, self.disk(*victim).slow_sync(1, extra));
+        let armed: Vec<_> = victims.iter().map(slow).collect();
         self.time.sleep_until(end).await;
-        victims.iter().for_each(|victim| self.cluster.node(*victim).machine.disk.slow_sync(1, Duration::ZERO));
-        self.disks(victims, slowed) - before
+        armed.into_iter().map(|(victim, fault)| self.disk(victim).disarm(fault)).sum()
     }
 
     pub(super) async fn stall(&self, victims: &[NodeNumber], end: Duration) -> u64 {
-        let stalled = |stats: DiskStats| stats.stalled_ops;
-        let before = self.disks(victims, stalled);
-        victims.iter().for_each(|victim| self.cluster.node(*victim).machine.disk.stall(end));
+        let stalled = || victims.iter().map(|victim| self.disk(*victim).stats().stalled_ops).sum::<u64>();
+        let before = stalled();
+        victims.iter().for_each(|victim| self.disk(*victim).stall(end));
         self.time.sleep_until(end).await;
-        self.disks(victims, stalled) - before
+        stalled() - before
     }
 
-    /// Of these machines' disks together.
-    pub(super) fn disks(&self, victims: &[NodeNumber], of: impl Fn(DiskStats) -> u64) -> u64 {
-        victims.iter().map(|victim| of(self.cluster.node(*victim).machine.disk.stats())).sum()
-    }
-
+    /// Returns how many clocks were read meanwhile.
     pub(super) async fn drift(&self, victims: &[NodeNumber], ppm: i32, end: Duration) -> u64 {
-        let clocks = || victims.iter().map(|victim| &self.cluster.node(*victim).machine.clock);
-        let before: Vec<_> = clocks().map(|clock| clock.drift_ppm()).collect();
-        clocks().for_each(|clock| clock.set_drift(ppm));
-        self.time.sleep_until(end).await;
-        let drifted = clocks().zip(&before).filter(|(clock, before)| clock.drift_ppm() != **before).count();
-        clocks().zip(before).for_each(|(clock, before)| clock.set_drift(before));
-        drifted as u64
+        let reads = |clock: &SimClock| clock.reads();
+        self.distort(victims, |clock| clock.bend(ppm), |clock| clock.bend(-ppm), reads, end).await
     }
 
+    /// Returns how many clocks were asked for wall time meanwhile.
     pub(super) async fn jump(&self, victims: &[NodeNumber], ms: i64, end: Duration) -> u64 {
-        let clocks = || victims.iter().map(|victim| &self.cluster.node(*victim).machine.clock);
-        clocks().for_each(|clock| clock.jump_wall(ms));
+        let reads = |clock: &SimClock| clock.wall_reads();
+        self.distort(victims, |clock| clock.jump_wall(ms), |clock| clock.jump_wall(-ms), reads, end).await
+    }
+
+    async fn distort(
+        &self,
+        victims: &[NodeNumber],
+        distort: impl Fn(&SimClock),
+        restore: impl Fn(&SimClock),
+        reads: impl Fn(&SimClock) -> u64,
+        end: Duration,
+    ) -> u64 {
+        let clocks: Vec<_> = victims.iter().map(|victim| &self.cluster.node(*victim).machine.clock).collect();
+        let before: Vec<_> = clocks.iter().map(|clock| reads(clock)).collect();
+        clocks.iter().for_each(|clock| distort(clock));
         self.time.sleep_until(end).await;
-        clocks().for_each(|clock| clock.jump_wall(-ms));
-        victims.len() as u64
+        clocks.iter().for_each(|clock| restore(clock));
+        clocks.iter().zip(before).filter(|(clock, before)| reads(clock) > *before).count() as u64
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - When a member acknowledges a request, a quorum of the voters then holds that very entry durably, or a state that
 //!   stands in for it.
+//! - What a member reports durable its disk cannot lose.
 //! - A member that starts again finds what it had reported durable, or more of what was on its way: never less.
 //! - Whoever becomes leader has every acknowledged entry.
 use std::collections::BTreeMap;
@@ -67,6 +68,11 @@ impl Law for Durability {
         match &event.event {
             Event::Started { node, member } => moves_in(&mut self.members, *node, *member),
             Event::Tampered { node } => of_node(&mut self.members, *node).log.tamper(),
+            Event::Unsynced { node, persist, what } if !self.case.is_closed() => {
+                let subject = format!("{node} reports batch {persist} durable");
+                let expected = "all of its log on the disk";
+                self.case.take(Err(Violation::new(event.sequence, subject, expected, &**what)));
+            }
             Event::Node { node, event: what } if !self.case.is_closed() => {
                 let finding = self.look(event.sequence, *node, what);
                 self.case.take(finding);

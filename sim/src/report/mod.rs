@@ -135,6 +135,9 @@ fn missing(scenario: &Scenario, run: &Run) -> Vec<String> {
             missing.push(format!("no fault of {name} had an effect"));
         }
     }
+    if !run.faults.is_empty() && run.faults.iter().all(|tally| tally.fired == 0) {
+        missing.push("no fault at all had an effect".to_owned());
+    }
     let events = run.history.iter().filter_map(|stamped| match &stamped.event {
         Event::Node { event, .. } => Some(event.name()),
         _ => None,
@@ -144,4 +147,31 @@ fn missing(scenario: &Scenario, run: &Run) -> Vec<String> {
         missing.push(format!("no node ever noted {name}"));
     }
     missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_of_which_none_has_an_effect_show_nothing() {
+        let text = "claim = 'Nothing.'\nrun_ms = 60_000\nsettle_ms = 5_000\ncluster = { nodes = 1 }\n\
+                    expect = { acknowledged_min = 1, under_fault_min = 0, must_fire = [] }";
+        let scenario = Scenario::parse("test", text).unwrap();
+        let tally =
+            |fired| Tally { nemesis: "kill".into(), kind: "kill".into(), planned: 3, struck: 2, fired, effects: fired };
+        let run = |faults| Run {
+            hash: 0,
+            events: 0,
+            simulated: Duration::ZERO,
+            history: Vec::new(),
+            faults,
+            laws: Vec::new(),
+            ops: Ops { acknowledged: 1, ..Ops::default() },
+            accident: None,
+        };
+        assert!(missing(&scenario, &run(vec![])).is_empty());
+        assert!(missing(&scenario, &run(vec![tally(0), tally(1)])).is_empty());
+        assert_eq!(missing(&scenario, &run(vec![tally(0), tally(0)])).len(), 1);
+    }
 }

@@ -25,6 +25,8 @@ pub const NEVER: Duration = Duration::MAX;
 /// The shortest sleep of a node: tokio's timers have this granularity too, and a loop of empty sleeps must end.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 const MILLION: i64 = 1_000_000;
+/// The slowest that a clock can go, in parts per million that it loses.
+const DRIFT_PPM_MIN: i64 = 1 - MILLION;
 
 /// The simulation's time, since the world began. Handles are cheap, and work outside of a task too.
 #[derive(Clone)]
@@ -135,11 +137,15 @@ struct ClockState {
     /// Where the rate changed last, in the world's time and in the node's.
     world: Duration,
     local: Duration,
-    /// Parts per million that the node's clock gains on the world's; negative if it loses.
-    drift_ppm: i64,
+    /// Parts per million that the node's clock gains on the world's by itself; negative if it loses.
+    own_ppm: i64,
+    /// And by the sum of all faults.
+    bent_ppm: i64,
     /// Wall time at the monotonic clock's origin, in nanoseconds since the Unix epoch.
     wall_ns: i128,
     jumps: u64,
+    reads: u64,
+    wall_reads: u64,
 }
 
 impl SimClock {
@@ -148,9 +154,12 @@ impl SimClock {
         let state = ClockState {
             world: Duration::ZERO,
             local: Duration::ZERO,
-            drift_ppm: 0,
+            own_ppm: 0,
+            bent_ppm: 0,
             wall_ns: wall.as_nanos() as i128,
             jumps: 0,
+            reads: 0,
+            wall_reads: 0,
         };
         let clock = SimClock { time, state: Arc::new(Mutex::new(state)) };
         clock.set_drift(drift_ppm);
@@ -159,13 +168,26 @@ impl SimClock {
 
     /// From now on the clock gains `ppm` microseconds a second. It may lose nearly all of a second, not stop.
     pub fn set_drift(&self, ppm: i32) {
-        let ppm = i64::from(ppm);
-        assert!(ppm > -MILLION, "a clock that stands still never wakes its sleepers");
+        assert!(i64::from(ppm) > -MILLION, "a clock that stands still never wakes its sleepers");
+        self.change_rate(|state| state.own_ppm = i64::from(ppm));
+    }
+
+    /// As `set_drift`, on top of what the clock has: taken back by the same with the other sign.
+    pub fn bend(&self, ppm: i32) {
+        self.change_rate(|state| state.bent_ppm += i64::from(ppm));
+    }
+
+    /// Takes back all bends.
+    pub fn straighten(&self) {
+        self.change_rate(|state| state.bent_ppm = 0);
+    }
+
+    fn change_rate(&self, change: impl FnOnce(&mut ClockState)) {
         let mut state = self.state.lock();
         let now = self.time.now();
         state.local = state.local_at(now);
         state.world = now;
-        state.drift_ppm = ppm;
+        change(&mut state);
     }
 
     /// Moves wall time by this many milliseconds, back if negative; the monotonic clock does not notice.
@@ -176,7 +198,16 @@ impl SimClock {
     }
 
     pub fn drift_ppm(&self) -> i32 {
-        self.state.lock().drift_ppm as i32
+        self.state.lock().drift_ppm() as i32
+    }
+
+    /// How often it was read.
+    pub fn reads(&self) -> u64 {
+        self.state.lock().reads
+    }
+
+    pub fn wall_reads(&self) -> u64 {
+        self.state.lock().wall_reads
     }
 
     /// How often wall time has jumped.
@@ -186,26 +217,34 @@ impl SimClock {
 }
 
 impl ClockState {
+    /// However many bends there are, it goes on.
+    fn drift_ppm(&self) -> i64 {
+        (self.own_ppm + self.bent_ppm).max(DRIFT_PPM_MIN)
+    }
+
     fn local_at(&self, world: Duration) -> Duration {
         let elapsed = (world - self.world).as_nanos() as u64;
-        let scaled = u128::from(elapsed) * (MILLION + self.drift_ppm) as u128 / MILLION as u128;
+        let scaled = u128::from(elapsed) * (MILLION + self.drift_ppm()) as u128 / MILLION as u128;
         self.local + Duration::from_nanos(scaled as u64)
     }
 
     /// How long the world waits while the node's clock counts `local`. Rounded up: nobody wakes early.
     fn world_span(&self, local: Duration) -> Duration {
-        let scaled = (local.as_nanos() * MILLION as u128).div_ceil((MILLION + self.drift_ppm) as u128);
+        let scaled = (local.as_nanos() * MILLION as u128).div_ceil((MILLION + self.drift_ppm()) as u128);
         Duration::from_nanos(u64::try_from(scaled).unwrap_or(u64::MAX))
     }
 }
 
 impl Clock for SimClock {
     fn now(&self) -> Duration {
-        self.state.lock().local_at(self.time.now())
+        let mut state = self.state.lock();
+        state.reads += 1;
+        state.local_at(self.time.now())
     }
 
     fn wall(&self) -> Duration {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.wall_reads += 1;
         let wall = state.wall_ns + state.local_at(self.time.now()).as_nanos() as i128;
         Duration::from_nanos(wall.clamp(0, i128::from(u64::MAX)) as u64)
     }
@@ -253,6 +292,23 @@ mod tests {
             fast.set_drift(-100_000);
             wait(ms(1_000)).await;
             check(&fast, ms(2_000));
+        });
+    }
+
+    #[test]
+    fn bends_that_overlap_end_each_by_itself() {
+        Runtime::with_seed_and_config(1, Default::default()).block_on(async {
+            let clock = clock(100);
+            clock.bend(1_000);
+            clock.bend(-300);
+            clock.bend(-1_000);
+            assert_eq!(clock.drift_ppm(), -200);
+            clock.bend(300);
+            assert_eq!(clock.drift_ppm(), 100);
+            (0..9).for_each(|_| clock.bend(-500_000));
+            assert_eq!(clock.drift_ppm(), -999_999);
+            clock.straighten();
+            assert_eq!(clock.drift_ppm(), 100);
         });
     }
 

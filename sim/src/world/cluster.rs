@@ -1,4 +1,6 @@
 //! The cluster's machines and the processes on them: start, kill, power loss, pause.
+//!
+//! A process that ends by itself is as dead as one that was killed: nothing that it had under way gets out any more.
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -11,10 +13,7 @@ use detcd_node::{
     driver::Step,
     error::{ExitReason, Failure},
 };
-use madsim::{
-    runtime::{Handle, NodeHandle},
-    task::NodeId,
-};
+use madsim::runtime::{Handle, NodeHandle};
 use parking_lot::Mutex;
 
 use super::{
@@ -73,12 +72,19 @@ struct ProcessState {
     member: u64,
     incarnation: u64,
     running: bool,
-    paused: bool,
+    /// Why it stands still; it goes on when the last of these is taken back.
+    pauses: Vec<PauseId>,
+    last_pause: PauseId,
+    /// How many faults keep the machine off.
+    held: u32,
     /// How the process ended by itself, if it did.
     exit: Option<Exit>,
     /// How it may end by itself, as long as some fault is on: once for each such fault.
     allowed: Vec<&'static [ExitKind]>,
 }
+
+/// One pause of one process.
+pub type PauseId = u64;
 
 /// A process that ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,7 +180,7 @@ impl Cluster {
     }
 
     pub fn is_paused(&self, number: NodeNumber) -> bool {
-        self.node(number).state.lock().paused
+        !self.node(number).state.lock().pauses.is_empty()
     }
 
     /// The nodes whose process ended by itself although no fault explains it, and why.
@@ -200,6 +206,11 @@ impl Cluster {
         let mut state = self.node(number).state.lock();
         let at = state.allowed.iter().position(|allowed| *allowed == kinds).expect("it was allowed before");
         state.allowed.remove(at);
+    }
+
+    /// No process of this machine may end by itself any more, whatever was allowed.
+    pub fn forbid_exits(&self, number: NodeNumber) {
+        self.node(number).state.lock().allowed.clear();
     }
 
     /// Starts the process again if it ended by itself, as it may.
@@ -244,30 +255,31 @@ impl Cluster {
         self.restart(number);
     }
 
-    /// The process dies; the machine keeps what was written.
-    pub fn kill(&self, number: NodeNumber, seed: Seed) {
+    /// The process dies; the machine keeps what was written. Returns whether there was one.
+    pub fn kill(&self, number: NodeNumber, seed: Seed) -> bool {
         self.end(number, false, |machine| {
             machine.net.kill(machine.ip);
             machine.disk.kill(&mut seed.rng());
-        });
+        })
     }
 
-    /// The machine dies: what was not synced may be gone, as `rng` decides.
-    pub fn power_off(&self, number: NodeNumber, rng: &mut impl Rng) {
+    /// The machine dies: what was not synced may be gone, as `rng` decides. Returns whether a process ran on it.
+    pub fn power_off(&self, number: NodeNumber, rng: &mut impl Rng) -> bool {
         self.end(number, true, |machine| {
             machine.net.power_off(machine.ip);
             machine.disk.power_loss(rng);
-        });
+        })
     }
 
-    fn end(&self, number: NodeNumber, power_loss: bool, fence: impl FnOnce(&Machine)) {
+    fn end(&self, number: NodeNumber, power_loss: bool, fence: impl FnOnce(&Machine)) -> bool {
         let node = self.node(number);
         {
             let mut state = node.state.lock();
             if !state.running || state.exit.is_some() {
-                return;
+                return false;
             }
-            (state.running, state.paused) = (false, false);
+            state.running = false;
+            state.pauses.clear();
         }
         // The fences fall before the tasks are dropped: destructors run, but nothing they do gets out.
         fence(&node.machine);
@@ -275,6 +287,16 @@ impl Cluster {
         handle.resume(node.process.id());
         handle.kill(node.process.id());
         self.recorder.record(Event::Killed { node: number, power_loss });
+        true
+    }
+
+    /// From now on nobody can start a process on this machine, until [`Cluster::release`] is called as often.
+    pub fn hold(&self, number: NodeNumber) {
+        self.node(number).state.lock().held += 1;
+    }
+
+    pub fn release(&self, number: NodeNumber) {
+        self.node(number).state.lock().held -= 1;
     }
 
     pub fn restart(&self, number: NodeNumber) {
@@ -282,7 +304,7 @@ impl Cluster {
         {
             let mut state = node.state.lock();
             // Nobody lives on a spare machine.
-            if state.running || state.member == 0 {
+            if state.running || state.member == 0 || state.held > 0 {
                 return;
             }
             state.running = true;
@@ -296,21 +318,32 @@ impl Cluster {
         self.recorder.record(Event::Started { node: node.machine.number, member });
     }
 
-    pub fn pause(&self, number: NodeNumber) {
-        self.set_paused(number, true, Handle::pause);
-    }
-
-    pub fn resume(&self, number: NodeNumber) {
-        self.set_paused(number, false, Handle::resume);
-    }
-
-    fn set_paused(&self, number: NodeNumber, paused: bool, act: impl Fn(&Handle, NodeId)) {
+    /// The process stands still until [`Cluster::resume`] is called with this; none if there is no process.
+    pub fn pause(&self, number: NodeNumber) -> Option<PauseId> {
         let node = self.node(number);
         let mut state = node.state.lock();
-        if state.running && state.paused != paused {
-            state.paused = paused;
-            act(&Handle::current(), node.process.id());
+        if !state.running || state.exit.is_some() {
+            return None;
         }
+        state.last_pause += 1;
+        let id = state.last_pause;
+        state.pauses.push(id);
+        if state.pauses.len() == 1 {
+            Handle::current().pause(node.process.id());
+        }
+        Some(id)
+    }
+
+    /// Takes a pause back. Returns whether it lasted until now: the process may have been killed since.
+    pub fn resume(&self, number: NodeNumber, pause: PauseId) -> bool {
+        let node = self.node(number);
+        let mut state = node.state.lock();
+        let Some(at) = state.pauses.iter().position(|id| *id == pause) else { return false };
+        state.pauses.remove(at);
+        if state.pauses.is_empty() {
+            Handle::current().resume(node.process.id());
+        }
+        true
     }
 }
 
@@ -361,7 +394,9 @@ impl Node {
             member,
             incarnation: 0,
             running: member != 0,
-            paused: false,
+            pauses: Vec::new(),
+            last_pause: 0,
+            held: 0,
             exit: None,
             allowed: Vec::new(),
         };
@@ -395,8 +430,16 @@ async fn live(machine: Machine, state: Arc<Mutex<ProcessState>>, wrap: Wrap) {
         ExitReason::Stopped => (ExitKind::Other, "asked to stop".to_owned()),
         ExitReason::Failed(failure) => (ExitKind::of(&failure), failure.to_string()),
     };
+    // Nothing of it outlives it: not what it left with the disk, and not the tasks that it started and nobody waits for.
     machine.net.kill(machine.ip);
-    let mut state = state.lock();
-    let allowed = state.allowed.iter().any(|kinds| kinds.contains(&kind));
-    state.exit = Some(Exit { kind, reason, allowed });
+    machine.disk.kill(&mut machine.seed.child("exit", incarnation).rng());
+    {
+        let mut state = state.lock();
+        let allowed = state.allowed.iter().any(|kinds| kinds.contains(&kind));
+        state.exit = Some(Exit { kind, reason, allowed });
+    }
+    Handle::current().kill(madsim::plugin::node());
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,7 @@ use parking_lot::Mutex;
 pub use self::{
     crash::{Step, Unsynced},
     damage::{Rot, Rotted},
-    faults::{Io, Lasting, Paths},
+    faults::{FaultId, Io, Lasting, Paths},
     image::Image,
     layer::{BLOCK, SECTOR},
     report::{DiskObserver, DiskOp, DiskStats},
@@ -124,8 +124,16 @@ impl SimDisk {
         Arc::new(DiskHandle { shared: self.0.clone(), epoch })
     }
 
+    /// What a sync that failed left clean the kernel may forget at any time; here it does, of some files.
+    pub fn evict(&self, rng: &mut impl Rng) {
+        self.0.with(|state, now| {
+            state.settle_all(now);
+            state.evict(rng);
+        });
+    }
+
     /// The process dies, the machine does not: what was written stays. Of the operations in flight some are done, the
-    /// earlier ones of each queue rather than the later.
+    /// earlier ones of each queue rather than the later; of one write, only its first pages may be.
     pub fn kill(&self, rng: &mut impl Rng) {
         self.0.with(|state, now| state.kill(now, rng));
     }

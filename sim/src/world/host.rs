@@ -7,7 +7,10 @@ use detcd_node::{
 };
 
 use super::{clock::SimClock, disk::SimDisk, net::SimNet, recorder::Recorder};
-use crate::{history::NodeNumber, seed::Seed};
+use crate::{
+    history::{Event, NodeNumber},
+    seed::Seed,
+};
 
 /// One machine of the cluster. What is in here outlives the processes that run on it.
 #[derive(Clone)]
@@ -24,11 +27,12 @@ pub struct Machine {
 impl Machine {
     /// A process's world. Whatever an earlier process of this machine holds is dead from here on.
     pub fn host(&self, incarnation: u64) -> Host {
+        self.disk.evict(&mut self.seed.child("evicted", incarnation).rng());
         Host {
             disk: self.disk.fresh(),
             net: self.net.host(self.ip),
             clock: Arc::new(ObservedClock { machine: self.clone() }),
-            probe: Arc::new(NodeProbe { recorder: self.recorder.clone(), node: self.number }),
+            probe: Arc::new(NodeProbe { recorder: self.recorder.clone(), node: self.number, disk: self.disk.clone() }),
             seed: self.seed.child("process", incarnation).0,
         }
     }
@@ -37,10 +41,19 @@ impl Machine {
 struct NodeProbe {
     recorder: Recorder,
     node: NodeNumber,
+    disk: SimDisk,
 }
 
 impl Probe for NodeProbe {
     fn note(&self, event: NodeEvent) {
+        // Its word is not taken for it: a segment that exists is read by the next start, so all of it must be there.
+        // What a process removes it has no need of.
+        if let NodeEvent::Persisted { persist } = event
+            && let Some(unsynced) = self.disk.first_unsynced(|path| path.ends_with(".wal"))
+        {
+            let what = format!("{unsynced:?}").into();
+            self.recorder.record(Event::Unsynced { node: self.node, persist: persist.0, what });
+        }
         self.recorder.node(self.node, event);
     }
 }

@@ -32,8 +32,9 @@ use std::{io, mem, net::IpAddr, sync::Arc, time::Duration};
 use detcd_node::host::Net;
 use parking_lot::Mutex;
 
-pub use self::link::LinkParams;
+pub use self::link::{LinkParams, LinkStats};
 use self::{
+    link::Link,
     process::{ProcessNet, State},
     wire::Wire,
 };
@@ -211,6 +212,7 @@ impl SimNet {
         self.0.with(|state| state.heal(from, to));
     }
 
+    /// Ends all cuts, clogs and losses.
     pub fn heal_all(&self) {
         self.0.with(State::heal_all);
     }
@@ -222,12 +224,35 @@ impl SimNet {
         })
     }
 
-    /// What is sent from now on takes so much longer; zero ends it.
+    /// What is sent from now on takes so much longer, whatever else makes it slow.
     pub fn clog(&self, from: IpAddr, to: IpAddr, extra: Duration) {
+        self.on_link(from, to, |link| link.extra += extra);
+    }
+
+    /// Takes one such clog back.
+    pub fn unclog(&self, from: IpAddr, to: IpAddr, extra: Duration) {
+        self.on_link(from, to, |link| link.extra = link.extra.saturating_sub(extra));
+    }
+
+    /// Of a million segments that are sent from now on so many more are lost.
+    pub fn lose(&self, from: IpAddr, to: IpAddr, ppm: u32) {
+        self.on_link(from, to, |link| link.faulty_ppm += ppm);
+    }
+
+    /// Takes one such loss back.
+    pub fn lose_less(&self, from: IpAddr, to: IpAddr, ppm: u32) {
+        self.on_link(from, to, |link| link.faulty_ppm = link.faulty_ppm.saturating_sub(ppm));
+    }
+
+    pub fn link_stats(&self, from: IpAddr, to: IpAddr) -> LinkStats {
+        self.on_link(from, to, |link| link.stats)
+    }
+
+    fn on_link<R>(&self, from: IpAddr, to: IpAddr, f: impl FnOnce(&mut Link) -> R) -> R {
         self.0.with(|state| {
             let link = state.wire.link(from, to);
-            state.wire.clog(link, extra);
-        });
+            f(state.wire.faulty(link))
+        })
     }
 
     /// Both ends of every connection between these hosts get [`io::ErrorKind::ConnectionReset`]. Returns how many.

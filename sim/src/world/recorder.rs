@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use detcd_core::event::NodeEvent;
@@ -118,6 +119,7 @@ impl Recorder {
             }
             Event::Tampered { node } => record.seam("tampered", node.0 as u64, &()),
             Event::Killed { node, power_loss } => record.seam("killed", node.0 as u64, power_loss),
+            Event::Unsynced { node, what, .. } => record.seam("unsynced", node.0 as u64, &**what),
             Event::Asked { change, what, .. } => record.seam("asked", *change, what),
             Event::Told { change, outcome } => record.seam("told", *change, outcome),
             Event::Fault { fault, on } => record.seam("fault", u64::from(*on), &**fault),
@@ -181,10 +183,9 @@ impl Recorder {
         f(&mut self.0.lock())
     }
 
-    /// The run's hash so far, and how many events are in it.
-    pub fn hash(&self) -> (u64, u64) {
-        let record = self.0.lock();
-        (record.hash.0, record.seam_events)
+    /// As `with`; none if whoever holds the record does not give it up.
+    pub fn try_with<R>(&self, patience: Duration, f: impl FnOnce(&mut Record) -> R) -> Option<R> {
+        Some(f(&mut *self.0.try_lock_for(patience)?))
     }
 
     pub fn flush(&self) {
@@ -195,6 +196,11 @@ impl Recorder {
 }
 
 impl Record {
+    /// The run's hash so far, and how many events are in it.
+    pub fn hash(&self) -> (u64, u64) {
+        (self.hash.0, self.seam_events)
+    }
+
     fn now(&self) -> Nanos {
         let now = self.time.now().as_nanos() as u64;
         SIMULATED.store(now, Relaxed);

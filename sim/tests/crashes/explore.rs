@@ -57,8 +57,24 @@ impl fmt::Display for Counts {
     }
 }
 
+/// What is not all right.
+#[derive(Debug)]
+pub enum Wrong {
+    /// The script was not carried out, or a crash did not come: nothing was tried.
+    Script(String),
+    /// What a crash left is not what the script allows, or no member starts from it.
+    Left(String),
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Wrong::Script(what) | Wrong::Left(what)) = self;
+        f.write_str(what)
+    }
+}
+
 /// Every way in which a member that does what the script says can crash. The error is the first one that is not all right.
-pub async fn explore(script: &Script, lie: Option<Lie>) -> Result<Counts, String> {
+pub async fn explore(script: &Script, lie: Option<Lie>) -> Result<Counts, Wrong> {
     let course = Course::of(Member::founded(&script.history), &script.actions, &script.history);
     let mut explorer = Explorer {
         script,
@@ -68,10 +84,17 @@ pub async fn explore(script: &Script, lie: Option<Lie>) -> Result<Counts, String
         counts: Counts::default(),
         starts: BTreeMap::new(),
         settled: BTreeMap::new(),
+        astray: false,
     };
-    explorer.crash_everywhere(&course).await?;
-    explorer.go_on_everywhere().await?;
-    Ok(explorer.counts)
+    let result = match explorer.crash_everywhere(&course).await {
+        Ok(()) => explorer.go_on_everywhere().await,
+        error => error,
+    };
+    match result {
+        Ok(()) => Ok(explorer.counts),
+        Err(what) if explorer.astray => Err(Wrong::Script(what)),
+        Err(what) => Err(Wrong::Left(what)),
+    }
 }
 
 struct Explorer<'a> {
@@ -84,6 +107,8 @@ struct Explorer<'a> {
     starts: BTreeMap<u64, Start>,
     /// What a disk holds after a start that went well, and what that found, by the disk's digest.
     settled: BTreeMap<u64, (Image, Member)>,
+    /// The script was not carried out as it is, or a crash did not come.
+    astray: bool,
 }
 
 #[derive(Clone)]
@@ -153,7 +178,9 @@ impl Explorer<'_> {
 
     async fn crash_everywhere(&mut self, course: &Course) -> Result<(), String> {
         let disk = self.disk(&Image::default());
-        self.run(&disk, &self.script.actions).await.result?;
+        let run = self.run(&disk, &self.script.actions).await;
+        self.astray = run.result.is_err();
+        run.result?;
         for point in 1..=disk.points() {
             for before in [true, false] {
                 self.crash(course, point, before).await.map_err(|error| self.tell(point, before, &error))?;
@@ -174,7 +201,8 @@ impl Explorer<'_> {
         let run = self.run(disk, &self.script.actions).await;
         self.counts.points += 1;
         // A step that fails for a reason of its own is one all the same, and the caller may not mind.
-        if disk.stats().crashes != 1 {
+        self.astray = disk.stats().crashes != 1;
+        if self.astray {
             return Err(format!("there was no crash, but {:?}", run.result));
         }
         Ok(match run.steps.len() {
@@ -258,11 +286,12 @@ impl Explorer<'_> {
     /// A start that is crashed right before one of its steps.
     async fn start_into(&mut self, disk: &SimDisk, step: u64) -> Result<(), String> {
         self.counts.points += 1;
+        let before = disk.stats().crashes;
         disk.crash_at(disk.points() + step, true, || ());
-        match self.start(disk).await {
-            Ok(_) => Err(format!("step {step} of a start did not come")),
-            Err(_) => Ok(()),
-        }
+        let started = self.start(disk).await.map(drop);
+        // An error of its own is no crash.
+        self.astray = disk.stats().crashes == before;
+        if self.astray { Err(format!("step {step} of a start did not come, but {started:?}")) } else { Ok(()) }
     }
 
     /// What a start finds, however often it is interrupted.
@@ -354,12 +383,16 @@ impl Explorer<'_> {
             let bounds = course.bounds(&actions, actions.len());
             self.restart(&disk, mask, &course, bounds).await.map_err(|error| format!("all of it: {error}"))?;
         }
-        for point in run.steps[0] + 1..=run.steps[1] {
+        for point in run.steps[0] + 1..=run.steps[actions.len()] {
             let disk = self.disk(image);
             disk.crash_at(point, true, || ());
             self.counts.points += 1;
-            self.run(&disk, &actions).await;
-            let (what, bounds) = (self.what(), course.bounds(&actions, 0));
+            let run = self.run(&disk, &actions).await;
+            self.astray = disk.stats().crashes != 1;
+            if self.astray {
+                return Err(format!("step {point} did not come, but {:?}", run.result));
+            }
+            let (what, bounds) = (self.what(), course.bounds(&actions, run.steps.len() - 1));
             for mask in choices(&disk.pending()) {
                 let told = |error: String| format!("{what}; {}: {error}", kept(&disk, mask));
                 self.restart(&disk, mask, &course, bounds).await.map_err(told)?;

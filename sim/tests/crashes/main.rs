@@ -10,17 +10,17 @@ mod process;
 mod script;
 mod scripts;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use madsim::runtime::Runtime;
 
 use crate::{
-    explore::{Counts, explore},
+    explore::{Counts, Wrong, explore},
     lies::Lie,
     script::Script,
 };
 
-fn run(script: &Script, lie: Option<Lie>) -> Result<Counts, String> {
+fn run(script: &Script, lie: Option<Lie>) -> Result<Counts, Wrong> {
     Runtime::with_seed_and_config(1, Default::default()).block_on(explore(script, lie))
 }
 
@@ -30,15 +30,13 @@ fn check(scripts: &[Script], losses_min: u64) {
     let (begun, mut losses) = (Instant::now(), 0);
     for script in scripts {
         let begun = Instant::now();
-        let counts = run(script, None).unwrap_or_else(|violation| panic!("{violation}"));
+        let counts = run(script, None).unwrap_or_else(|wrong| panic!("{wrong}"));
         println!("{}: {counts}; {:.1?}", script.name, begun.elapsed());
         losses += counts.losses;
     }
     let took = begun.elapsed();
     println!("{losses} losses in {took:.1?}");
     assert!(losses >= losses_min, "only {losses} losses were tried");
-    // On an idle machine it is a tenth of that.
-    assert!(took < Duration::from_secs(200), "it took {took:?}");
 }
 
 #[test]
@@ -84,7 +82,10 @@ fn what_is_not_durable_in_time_is_noticed() {
     ];
     for (lie, scripts) in table {
         let noticed = scripts.iter().find_map(|script| run(script, Some(lie)).err());
-        let violation = noticed.unwrap_or_else(|| panic!("nobody noticed {lie:?}"));
-        println!("{lie:?}: {}", violation.lines().next().expect("it says what"));
+        match noticed.unwrap_or_else(|| panic!("nobody noticed {lie:?}")) {
+            Wrong::Left(what) => println!("{lie:?}: {}", what.lines().next().expect("it says what")),
+            // A script that cannot be carried out proves nothing.
+            Wrong::Script(what) => panic!("{lie:?}: {what}"),
+        }
     }
 }

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     DiskOp,
-    faults::Paths,
+    faults::{FaultId, Paths},
     layer::{BLOCK, SECTOR, units},
     state::State,
     tree::FileId,
@@ -25,19 +25,25 @@ use crate::seed::{ChaCha8Rng, Rng, Seed};
 pub struct Astray(Vec<Armed>);
 
 struct Armed {
+    id: FaultId,
     left: u64,
     from: Paths,
     to: Paths,
     rng: ChaCha8Rng,
+    struck: u64,
 }
 
 impl Astray {
-    pub fn arm(&mut self, count: u64, from: Paths, to: Paths, seed: u64) {
-        self.0.retain(|armed| armed.left > 0);
-        self.0.push(Armed { left: count, from, to, rng: Seed(seed).child("astray", 0).rng() });
+    pub fn arm(&mut self, id: FaultId, count: u64, from: Paths, to: Paths, seed: u64) {
+        self.0.push(Armed { id, left: count, from, to, rng: Seed(seed).child("astray", 0).rng(), struck: 0 });
     }
 
-    pub fn disarm(&mut self) {
+    /// Returns how many writes it sent astray.
+    pub fn disarm(&mut self, id: FaultId) -> u64 {
+        self.0.extract_if(.., |armed| armed.id == id).map(|armed| armed.struck).sum()
+    }
+
+    pub fn disarm_all(&mut self) {
         self.0.clear();
     }
 }
@@ -56,7 +62,7 @@ impl State {
             return false;
         }
         let armed = &mut self.astray.0[index];
-        armed.left -= 1;
+        (armed.left, armed.struck) = (armed.left - 1, armed.struck + 1);
         let (place, sector) = places[(armed.rng.next_u64() % places.len() as u64) as usize];
         self.land_astray(file, range, data, (place, sector * SECTOR));
         true

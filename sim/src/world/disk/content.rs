@@ -220,6 +220,32 @@ impl Content {
         firm
     }
 
+    /// Whether a sync failed, and nothing was changed since.
+    pub fn is_clean(&self) -> bool {
+        self.clean > 0 && self.clean == self.pending.len()
+    }
+
+    /// Forgets the bytes that are clean, and keeps the lengths and the blocks that they brought about: those are the
+    /// file's, not its pages'.
+    pub fn evict(&mut self) {
+        assert!(self.is_clean());
+        let mut end = self.durable.len();
+        for change in &mut self.pending {
+            match change {
+                Change::Resize { len, .. } => end = *len,
+                Change::Write { offset, data } => {
+                    let range = *offset..*offset + data.len() as u64;
+                    end = end.max(range.end);
+                    *change = Change::Resize { len: end, reserved: units(&range, BLOCK) };
+                }
+            }
+        }
+    }
+
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// The length that is not durable, if there is one.
     pub fn pending_len(&self) -> Option<u64> {
         let resized = || self.pending.iter().any(|change| matches!(change, Change::Resize { .. }));

@@ -107,6 +107,20 @@ impl SimDisk {
         })
     }
 
+    /// The first of the files and names that such a path leads to and a power loss could take.
+    pub fn first_unsynced(&self, path: impl Fn(&str) -> bool) -> Option<Unsynced> {
+        self.0.with(|state, now| {
+            state.settle_all(now);
+            if !state.has_pending() {
+                return None;
+            }
+            state.pending().into_iter().find(|unsynced| match unsynced {
+                Unsynced::Entry { to, .. } => to.as_deref().is_some_and(&path),
+                Unsynced::Length { path: of, .. } | Unsynced::Sector { path: of, .. } => path(of),
+            })
+        })
+    }
+
     /// The machine dies, and of what is `pending` exactly that survives which the mask says. An entry survives only if
     /// those it depends on do.
     pub fn lose_exactly(&self, mask: u64) {
@@ -166,6 +180,10 @@ impl State {
         if self.crash.undecided {
             self.lose_exactly(0);
         }
+    }
+
+    fn has_pending(&self) -> bool {
+        self.tree.has_pending() || self.files.values().any(|inode| inode.content.has_pending())
     }
 
     fn pending(&mut self) -> Vec<Unsynced> {

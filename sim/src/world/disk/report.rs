@@ -24,6 +24,8 @@ pub struct DiskStats {
     pub failed_entry_ops: u64,
     /// Sectors that a failed sync left clean without having written them.
     pub sectors_dropped: u64,
+    /// Files of which the kernel forgot what it took for clean.
+    pub evictions: u64,
     /// Reads, and writes of a part, of a sector that cannot be read.
     pub broken_ops: u64,
     /// Writes, allocations and creates for which there was no space.

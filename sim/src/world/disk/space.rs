@@ -21,15 +21,20 @@ impl State {
         there.map(|(_, inode)| inode.content.allocated().count() * BLOCK).sum()
     }
 
+    /// What fits, in bytes, if not everything does.
+    fn fits(&self) -> Option<u64> {
+        self.capacity.into_iter().chain(self.faults.limit()).min()
+    }
+
     fn free_blocks(&self) -> u64 {
-        self.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used()) / BLOCK)
+        self.fits().map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used()) / BLOCK)
     }
 
     /// How many bytes from the start of this range on find space.
     pub fn fitting(&self, file: FileId, range: Range<u64>) -> u64 {
         let allocated = self.content(file).allocated();
         let blocks = units(&range, BLOCK);
-        if self.capacity.is_none() || allocated.missing(blocks.clone()) == 0 {
+        if self.fits().is_none() || allocated.missing(blocks.clone()) == 0 {
             return range.end - range.start;
         }
         let mut free = self.free_blocks();
@@ -49,8 +54,13 @@ impl State {
         if self.free_blocks() > 0 {
             return Ok(());
         }
+        Err(self.no_space())
+    }
+
+    pub fn no_space(&mut self) -> io::Error {
         self.stats.full_ops += 1;
-        Err(full())
+        self.faults.limit_struck();
+        io::Error::from_raw_os_error(libc::ENOSPC)
     }
 }
 
@@ -70,9 +80,4 @@ impl SimDisk {
             state.used()
         })
     }
-}
-
-/// What Linux calls ENOSPC.
-pub fn full() -> io::Error {
-    io::Error::from_raw_os_error(libc::ENOSPC)
 }

@@ -22,6 +22,9 @@ use super::{
 };
 use crate::seed::{ChaCha8Rng, Rng, Seed};
 
+/// What the kernel copies at a time of what a process writes, in bytes.
+const PAGE: u64 = 4 << 10;
+
 #[derive(Default)]
 pub struct Inode {
     pub content: Content,
@@ -226,8 +229,32 @@ impl State {
     pub fn kill(&mut self, now: Duration, rng: &mut impl Rng) {
         self.settle_all(now);
         self.stats.kills += 1;
-        self.fence(|in_flight| (rng.next_u64() % (in_flight as u64 + 1)) as usize);
+        let torn = self.fence(|in_flight| (rng.next_u64() % (in_flight as u64 + 1)) as usize);
+        torn.into_iter().for_each(|(file, work)| self.tear(file, work, rng));
+        self.collect();
         self.notes.push(DiskOp::Killed);
+    }
+
+    /// A write that the kernel was at when the process died: it ends at the border of a page.
+    fn tear(&mut self, file: FileId, work: FileWork, rng: &mut impl Rng) {
+        let FileWork::Write { offset, mut data, .. } = work else { return };
+        let borders = (offset + data.len() as u64 - 1) / PAGE - offset / PAGE;
+        let kept = rng.next_u64() % (borders + 1);
+        let end = if kept == 0 { 0 } else { (offset / PAGE + kept) * PAGE - offset };
+        data.truncate(end.min(self.fitting(file, offset..offset + end)) as usize);
+        if !data.is_empty() {
+            self.land(file, offset, data);
+        }
+    }
+
+    /// The kernel may forget what it believes to be clean: it is read from the medium again.
+    pub fn evict(&mut self, rng: &mut impl Rng) {
+        for inode in self.files.values_mut().filter(|inode| inode.content.is_clean()) {
+            if rng.next_u64() >> 63 == 1 {
+                inode.content.evict();
+                self.stats.evictions += 1;
+            }
+        }
     }
 
     pub fn power_loss(&mut self, now: Duration, rng: &mut impl Rng) {
@@ -270,22 +297,25 @@ impl State {
     }
 
     /// Ends the process: of so many operations in flight of a queue, `done` says how many still take effect. None is
-    /// acknowledged, and no lock is left.
-    pub fn fence(&mut self, mut done: impl FnMut(usize) -> usize) {
+    /// acknowledged, and no lock is left. Returns of each file the first operation that does not take effect.
+    pub fn fence(&mut self, mut done: impl FnMut(usize) -> usize) -> Vec<(FileId, FileWork)> {
+        let mut cut_off = Vec::new();
         self.epoch += 1;
         self.dying = true;
         let mut jobs = self.entries.take();
         let rest = jobs.split_off(done(jobs.len()));
         self.stats.aborted_ops += (jobs.len() + rest.len()) as u64;
         jobs.into_iter().for_each(|job| drop(self.do_entry_work(fail(job))));
-        abort(rest, drop);
+        rest.into_iter().for_each(|job| drop(fail(job)));
         for file in Vec::from_iter(self.files.keys().copied()) {
             let inode = self.files.get_mut(&file).expect("nothing was collected since");
             let mut jobs = inode.queue.take();
             let rest = if jobs.is_empty() { VecDeque::new() } else { jobs.split_off(done(jobs.len())) };
             self.stats.aborted_ops += (jobs.len() + rest.len()) as u64;
             jobs.into_iter().for_each(|job| drop(self.do_file_work(file, fail(job))));
-            abort(rest, drop);
+            let mut rest = rest.into_iter().map(fail);
+            cut_off.extend(rest.next().map(|work| (file, work)));
+            rest.for_each(drop);
         }
         for inode in self.files.values_mut() {
             inode.handles = 0;
@@ -293,6 +323,8 @@ impl State {
         }
         self.dying = false;
         self.collect();
+        cut_off.retain(|(file, _)| self.files.contains_key(file));
+        cut_off
     }
 }
 
@@ -305,12 +337,6 @@ fn fail<W>(job: Job<W>) -> W {
         }
     });
     job.work
-}
-
-fn abort<W>(jobs: VecDeque<Job<W>>, mut with: impl FnMut(W)) -> u64 {
-    let count = jobs.len() as u64;
-    jobs.into_iter().for_each(|job| with(fail(job)));
-    count
 }
 
 pub fn fenced() -> io::Error {

@@ -210,6 +210,23 @@ fn a_kill_keeps_what_was_written_and_cuts_the_queue_somewhere() {
 }
 
 #[test]
+fn a_kill_leaves_some_first_pages_of_a_write() {
+    let mut lengths = BTreeSet::new();
+    for seed in 0..100 {
+        lengths.insert(world(seed, |mut bench| async move {
+            let disk = bench.disk.fresh();
+            let file = disk.open(path("/d/a"), Open::Create).await.unwrap();
+            file.write_at(0, vec![1; 100]).await.unwrap();
+            let torn = file.write_at(100, vec![2; 10_000]);
+            bench.disk.kill(&mut bench.rng);
+            assert!(torn.await.is_err());
+            bench.disk.contents(path("/d/a")).unwrap().len()
+        }));
+    }
+    assert_eq!(lengths, [100, 4_096, 8_192, 10_100].into());
+}
+
+#[test]
 fn a_stall_holds_writes_up_until_it_ends() {
     world(4, |bench| async move {
         let Bench { disk, time, .. } = &bench;
@@ -227,7 +244,10 @@ fn a_stall_holds_writes_up_until_it_ends() {
         });
         time.sleep_until(time.now() + Duration::from_secs(5)).await;
         assert!(!waiting.is_finished());
-        disk.stall(Duration::ZERO);
+        disk.stall(time.now());
+        time.sleep_until(time.now() + Duration::from_secs(5)).await;
+        assert!(!waiting.is_finished(), "a short stall does not end a long one");
+        disk.disarm_all();
         waiting.await.unwrap().unwrap();
         assert!(time.now() < until, "lifted early");
         assert_eq!(disk.stats().stalled_ops, 2);
@@ -271,12 +291,12 @@ fn a_liar_loses_what_it_acknowledged() {
         lost += world(seed, |mut bench| async move {
             let disk = bench.disk.fresh();
             let file = file(&*disk, "/d/a", b"old").await;
-            bench.disk.lie(true);
+            bench.disk.lie(1);
             file.write_sync(0, b"new".into()).await.unwrap();
             disk.rename(path("/d/a"), path("/d/b")).await.unwrap();
             disk.sync_dir(path("/d")).await.unwrap();
             assert_eq!(bench.disk.stats().lied_syncs, 2);
-            bench.disk.lie(false);
+            bench.disk.lie(0);
             bench.disk.power_loss(&mut bench.rng);
             let renamed = bench.disk.contents(path("/d/b"));
             u64::from(renamed.or_else(|_| bench.disk.contents(path("/d/a"))).unwrap() == b"old")
@@ -342,7 +362,7 @@ fn an_observer_may_strike_back() {
 fn torture(seed: u64) -> u64 {
     world(seed, |mut bench| async move {
         let mut rng = Seed(seed).child("work", 0).rng();
-        let mut synced: Vec<u8> = Vec::new();
+        let (mut synced, mut slow) = (Vec::new(), 0);
         for _ in 0..20 {
             let disk = bench.disk.fresh();
             let how = if synced.is_empty() { Open::Create } else { Open::Write };
@@ -353,7 +373,10 @@ fn torture(seed: u64) -> u64 {
                 let record = vec![rng.next_u64() as u8; 1 + (rng.next_u64() % 900) as usize];
                 match rng.next_u64() % 8 {
                     0 => bench.disk.stall(bench.time.now() + Duration::from_micros(rng.next_u64() % 9_000)),
-                    1 => bench.disk.slow_sync(1 + (rng.next_u64() % 3) as u32, Duration::ZERO),
+                    1 => {
+                        bench.disk.disarm(slow);
+                        slow = bench.disk.slow_sync(1 + (rng.next_u64() % 3) as u32, Duration::ZERO);
+                    }
                     _ => {}
                 }
                 file.write_sync(synced.len() as u64, record.clone()).await.unwrap();

@@ -107,6 +107,10 @@ impl Tree {
         }
     }
 
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// What the pending changes take away and what they enter, in order.
     pub fn pending(&self) -> Vec<(Option<String>, Option<String>)> {
         let mut paths = BTreeMap::from([(ROOT, String::new())]);

@@ -13,7 +13,6 @@ use super::{
     faults::{Io, broken},
     layer::{BLOCK, SECTOR, sectors, units},
     queue::{Answer, HandleId},
-    space::full,
     state::{Inode, State, shown},
     tree::FileId,
 };
@@ -113,9 +112,8 @@ impl State {
             return Err(broken());
         }
         if fitting < data.len() as u64 {
-            self.stats.full_ops += 1;
             self.write_part(file, offset, data, fitting);
-            return Err(full());
+            return Err(self.no_space());
         }
         if !self.misdirect(file, offset, &data) {
             self.stats.writes += 1;
@@ -153,8 +151,7 @@ impl State {
     fn allocate(&mut self, file: FileId, len: u64) -> io::Result<()> {
         self.check(Io::Write, &[&self.path(file)])?;
         if self.fitting(file, 0..len) < len {
-            self.stats.full_ops += 1;
-            return Err(full());
+            return Err(self.no_space());
         }
         self.notes.push(DiskOp::Resized { path: self.path(file), len });
         self.inode(file).content.resize(len, units(&(0..len), BLOCK));
@@ -169,7 +166,7 @@ impl State {
             self.notes.push(DiskOp::SyncFailed { path });
             return Err(error);
         }
-        if self.faults.lying {
+        if self.faults.lies() {
             self.stats.lied_syncs += 1;
         } else {
             self.inode(file).content.sync();
@@ -186,7 +183,7 @@ impl State {
             self.notes.push(DiskOp::SyncFailed { path: shown(path) });
             return Err(error);
         }
-        let lying = self.faults.lying;
+        let lying = self.faults.lies();
         self.tree.sync_dir(path, !lying)?;
         self.stats.lied_syncs += u64::from(lying);
         self.stats.syncs += 1;

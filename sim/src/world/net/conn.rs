@@ -208,6 +208,7 @@ impl Conn {
             return wake(&mut self.ends[1 - side].writer);
         }
         pipe.unheard += taken;
+        wire.count_held(pipe.back, 1);
         if self.ends[1 - side].writer.is_some() {
             // It asks whether there is room again, and gets no answer.
             self.set_stuck(1 - side, wire);
@@ -301,11 +302,12 @@ impl Conn {
         self.settle(wire);
         for side in [0, 1] {
             let pipe = &mut self.pipes[side];
-            let mut stuck = false;
+            let (mut stuck, now) = (false, wire.now);
             if pipe.link == link {
-                for segment in pipe.queue.iter_mut().rev().take_while(|segment| segment.arrives > wire.now) {
+                for segment in pipe.queue.iter_mut().rev().take_while(|segment| segment.arrives > now) {
                     segment.arrives = NEVER;
                     wire.stats.cut_bytes_delayed += segment.bytes.len() as u64;
+                    wire.count_held(link, segment.bytes.len());
                 }
             }
             if pipe.link == link || pipe.back == link {
@@ -419,6 +421,7 @@ impl Conn {
         let held_back = pipe.queue.back().is_some_and(|last| last.arrives == NEVER);
         if wire.is_cut(pipe.link) || held_back {
             wire.stats.cut_bytes_delayed += segment.bytes.len() as u64;
+            wire.count_held(pipe.link, segment.bytes.len());
         } else {
             segment.arrives = pipe.next_arrival(segment.bytes.len(), wire);
         }

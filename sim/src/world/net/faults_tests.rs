@@ -194,7 +194,7 @@ fn an_end_learns_that_the_other_failed_while_bytes_were_on_their_way_to_it() {
         bench.net.heal(ip(2), ip(1));
         bench.net.clog(ip(1), ip(2), ms(3_000));
         write.write_all(b"y").await.unwrap();
-        bench.net.clog(ip(1), ip(2), Duration::ZERO);
+        bench.net.heal_all();
         assert_eq!(reader.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         took(&bench, started, ms(17_002));
     });
@@ -304,7 +304,7 @@ fn a_reset_does_not_overtake_bytes() {
         bench.net.clog(ip(1), ip(2), ms(700));
         let started = bench.time.now();
         far.write_all(b"last").await.unwrap();
-        bench.net.clog(ip(1), ip(2), Duration::ZERO);
+        bench.net.heal_all();
         bench.net.kill(ip(1));
         near.write_all(b"x").await.unwrap();
         assert_eq!(near.read(&mut [0; 10]).await.unwrap(), 4);
@@ -442,12 +442,12 @@ fn a_clogged_link_is_slow() {
         near.write_all(b"x").await.unwrap();
         far.read_u8().await.unwrap();
         took(&bench, started, ms(701));
-        bench.net.clog(ip(2), ip(1), ms(5_000));
+        bench.net.clog(ip(2), ip(1), ms(4_300));
         let started = bench.time.now();
         let failed = client.connect(Role::Peer, PORT).await.err().unwrap();
         assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
         took(&bench, started, ms(3_000));
-        bench.net.clog(ip(2), ip(1), Duration::ZERO);
+        bench.net.heal_all();
         let started = bench.time.now();
         near.write_all(b"x").await.unwrap();
         far.read_u8().await.unwrap();
@@ -475,5 +475,40 @@ fn a_full_backlog_loses_connects() {
         assert_eq!(failure(&mut last).await, io::ErrorKind::ConnectionReset);
         drop((waiting, last));
         assert_eq!(bench.net.connections(), 0);
+    });
+}
+
+#[test]
+fn faults_of_links_that_overlap_end_each_by_itself_and_count_where_they_are() {
+    world(14, exact(), |bench| async move {
+        let Pair { mut near, mut far, client, .. } = pair(&bench.net).await;
+        let stats = |from, to| bench.net.link_stats(ip(from), ip(to));
+        bench.net.clog(ip(2), ip(1), ms(300));
+        bench.net.clog(ip(2), ip(1), ms(50));
+        bench.net.unclog(ip(2), ip(1), ms(300));
+        let started = bench.time.now();
+        near.write_all(b"x").await.unwrap();
+        far.read_u8().await.unwrap();
+        took(&bench, started, ms(51));
+        assert_eq!((stats(2, 1).clogged, stats(1, 2).clogged), (1, 0));
+        bench.net.unclog(ip(2), ip(1), ms(50));
+        bench.net.lose(ip(2), ip(1), 1_000_000);
+        bench.net.lose(ip(2), ip(1), 10);
+        bench.net.lose_less(ip(2), ip(1), 10);
+        near.write_all(b"x").await.unwrap();
+        far.read_u8().await.unwrap();
+        assert!(stats(2, 1).lost > 0);
+        bench.net.heal_all();
+        let LinkStats { lost, .. } = stats(2, 1);
+        // What a link loses by itself is nobody's doing, and that a machine is off is not the link's.
+        bench.net.set_link(ip(2), ip(1), Some(LinkParams { loss_ppm: 1_000_000, ..exact().link }));
+        near.write_all(b"x").await.unwrap();
+        bench.net.set_link(ip(2), ip(1), None);
+        bench.net.power_off(ip(1));
+        assert!(client.connect(Role::Peer, PORT).await.is_err());
+        assert_eq!((stats(2, 1).lost, stats(2, 1).held, stats(1, 2).held), (lost, 0, 0));
+        bench.net.cut(ip(2), ip(1));
+        assert!(client.connect(Role::Peer, PORT).await.is_err());
+        assert!(stats(2, 1).held > 0 && stats(1, 2).held == 0);
     });
 }

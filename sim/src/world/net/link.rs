@@ -20,14 +20,29 @@ pub struct LinkParams {
     pub bytes_per_us: u32,
 }
 
+/// What faults did on one link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    pub clogged: u64,
+    /// Segments that were lost, but for those that the link loses by itself.
+    pub lost: u64,
+    /// Bytes, acknowledgements and connects that a cut held up.
+    pub held: u64,
+}
+
+/// Invariant: `extra` and `faulty_ppm` are the sums of all faults that are on.
 pub struct Link {
     pub params: Option<LinkParams>,
     pub cut: bool,
     pub extra: Duration,
+    /// What the link loses on top of what it does by itself.
+    pub faulty_ppm: u32,
+    pub stats: LinkStats,
     /// When all bytes so far have left the sender.
     busy_until: Duration,
     latency: ChaCha8Rng,
     loss: ChaCha8Rng,
+    faulty: ChaCha8Rng,
 }
 
 impl Link {
@@ -37,9 +52,12 @@ impl Link {
             params: None,
             cut: false,
             extra: Duration::ZERO,
+            faulty_ppm: 0,
+            stats: LinkStats::default(),
             busy_until: Duration::ZERO,
             latency: stream("latency"),
             loss: stream("loss"),
+            faulty: stream("faulty"),
         }
     }
 
@@ -50,7 +68,10 @@ impl Link {
 
     pub fn loses(&mut self, default: LinkParams) -> bool {
         let ppm = self.params.unwrap_or(default).loss_ppm;
-        ppm > 0 && happens(ppm, &mut self.loss)
+        let by_itself = ppm > 0 && happens(ppm, &mut self.loss);
+        let by_fault = self.faulty_ppm > 0 && happens(self.faulty_ppm, &mut self.faulty);
+        self.stats.lost += u64::from(by_fault);
+        by_itself || by_fault
     }
 
     /// When a segment that is sent now arrives, retransmissions included.
@@ -70,7 +91,9 @@ impl Link {
             at = self.busy_until;
         }
         at += self.latency(default);
-        stats.segments_clogged += u64::from(self.extra > Duration::ZERO);
+        let clogged = u64::from(self.extra > Duration::ZERO);
+        stats.segments_clogged += clogged;
+        self.stats.clogged += clogged;
         let mut rto = net.rto;
         for _ in 0..LOSSES_MAX {
             if !self.loses(default) {

@@ -114,6 +114,7 @@ impl State {
     }
 
     pub fn heal_all(&mut self) {
+        self.wire.clear();
         for link in self.wire.cut_links() {
             self.mend(link);
         }
@@ -309,7 +310,11 @@ impl ProcessNet {
         let sent = |State { wire, .. }: &mut State| (!wire.swallows(link)).then(|| wire.now + wire.latency(link));
         let Some(arrives) = self.alive(sent)? else { return Ok(false) };
         self.shared.time.sleep_until(arrives.min(deadline)).await;
-        Ok(arrives <= deadline && !self.alive(|state| state.wire.is_cut(link))?)
+        let cut = self.alive(|state| {
+            state.wire.count_held(link, 1);
+            state.wire.is_cut(link)
+        })?;
+        Ok(arrives <= deadline && !cut)
     }
 }
 

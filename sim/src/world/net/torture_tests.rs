@@ -57,8 +57,6 @@ async fn survive(bench: Bench, seed: u64) -> u64 {
     }
     // The end: all is healed, and whoever still believes in the stream finds out within the time-out, or has its bytes.
     bench.net.heal_all();
-    bench.net.clog(ip(1), ip(2), Duration::ZERO);
-    bench.net.clog(ip(2), ip(1), Duration::ZERO);
     let alive = !near.is_finished() && !far.is_finished();
     bench.wait(ms(40_000)).await;
     assert_eq!(near.is_finished(), far.is_finished(), "both end or neither");

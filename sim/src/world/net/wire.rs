@@ -70,8 +70,19 @@ impl Wire {
         (0..self.links.len()).filter(|link| self.links[*link].cut).collect()
     }
 
-    pub fn clog(&mut self, link: LinkId, extra: Duration) {
-        self.links[link].extra = extra;
+    pub fn faulty(&mut self, link: LinkId) -> &mut Link {
+        &mut self.links[link]
+    }
+
+    /// No link is slow or loses anything over a fault any more.
+    pub fn clear(&mut self) {
+        self.links.iter_mut().for_each(|link| (link.extra, link.faulty_ppm) = (Duration::ZERO, 0));
+    }
+
+    /// If the link is cut, that held so much up.
+    pub fn count_held(&mut self, link: LinkId, amount: usize) {
+        let link = &mut self.links[link];
+        link.stats.held += if link.cut { amount as u64 } else { 0 };
     }
 
     pub fn set_link(&mut self, link: LinkId, params: Option<LinkParams>) {
@@ -102,6 +113,7 @@ impl Wire {
         let default = self.default_of(link);
         let lost = self.links[link].loses(default);
         self.stats.segments_lost += u64::from(lost);
+        self.count_held(link, 1);
         lost || self.links[link].cut
     }
 

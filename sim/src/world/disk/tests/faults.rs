@@ -1,6 +1,10 @@
 //! Errors: what fails, how often, and what is left of it.
 use super::*;
 
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
 const S: usize = SECTOR as usize;
 
 fn is_eio(error: &io::Error) -> bool {
@@ -99,7 +103,7 @@ fn only_so_many_syncs_of_such_paths_fail() {
         a.sync().await.expect("that was all");
         bench.disk.fail_sync(2, Paths::that(|path| path.ends_with('l')));
         fails(b.sync().await);
-        bench.disk.disarm();
+        bench.disk.disarm_all();
         b.sync().await.unwrap();
         assert_eq!(bench.disk.stats().failed_syncs, 3);
     });
@@ -194,7 +198,7 @@ fn a_fault_meets_what_takes_effect_while_it_is_armed() {
         before.await.unwrap();
         let lie = file.write_sync(0, b"x".into());
         bench.time.sleep_until(bench.time.now() + Duration::from_millis(5)).await;
-        bench.disk.lie(true);
+        bench.disk.lie(1);
         lie.await.unwrap();
         assert_eq!((bench.disk.stats().lied_syncs, bench.disk.stats().failed_reads), (0, 1));
     });
@@ -305,4 +309,83 @@ fn a_sector_stays_broken_if_what_healed_it_is_lost() {
         outcomes.insert(healed);
     }
     assert_eq!(outcomes.len(), 2);
+}
+
+#[test]
+fn faults_that_overlap_end_each_by_itself_and_count_each_its_own() {
+    world(9, |bench| async move {
+        let (disk, until) = (bench.disk.fresh(), Duration::MAX);
+        let file = file(&*disk, "/d/a", b"abc").await;
+        let writes = bench.disk.fail_io(Io::Write, Lasting::Until(until), Paths::all());
+        let again = bench.disk.fail_io(Io::Write, Lasting::Until(until), Paths::all());
+        let syncs = bench.disk.fail_io(Io::Sync, Lasting::Until(until), Paths::all());
+        let (slow, slower) = (bench.disk.slow_sync(1, ms(100)), bench.disk.slow_sync(1, ms(1_000)));
+        let (wide, narrow) = (bench.disk.limit(8 * BLOCK), bench.disk.limit(BLOCK));
+        assert!(file.write_at(0, vec![1]).await.is_err() && file.sync().await.is_err());
+        assert_eq!(bench.disk.disarm(writes), 1);
+        assert!(file.write_at(0, vec![1]).await.is_err() && file.sync().await.is_err());
+        assert_eq!(bench.disk.disarm(again), 2, "what both concerned both struck");
+        file.write_at(0, vec![1]).await.unwrap();
+        assert!(file.write_at(2 * BLOCK, vec![1]).await.is_err());
+        assert_eq!((bench.disk.disarm(narrow), bench.disk.disarm(syncs)), (1, 2));
+        file.write_at(2 * BLOCK, vec![1]).await.unwrap();
+        assert!(file.allocate(9 * BLOCK).await.is_err());
+        assert_eq!(bench.disk.disarm(wide), 1);
+        assert_eq!(bench.disk.disarm(slower), 2);
+        let started = bench.time.now();
+        file.sync().await.unwrap();
+        let took = bench.time.now() - started;
+        assert!(took >= ms(100) && took < ms(900), "{took:?}");
+        assert_eq!((bench.disk.disarm(slow), bench.disk.disarm(slow)), (3, 0));
+    });
+}
+
+#[test]
+fn what_is_not_on_the_disk_is_told() {
+    world(10, |bench| async move {
+        let disk = bench.disk.fresh();
+        let unsynced = || bench.disk.first_unsynced(|path| path.ends_with(".wal"));
+        let wal = file(&*disk, "/d/a.wal", b"abc").await;
+        let _other = disk.open(path("/d/b"), Open::Create).await.unwrap();
+        assert_eq!(unsynced(), None);
+        wal.write_at(0, vec![1]).await.unwrap();
+        assert!(matches!(unsynced(), Some(Unsynced::Sector { offset: 0, .. })));
+        wal.sync().await.unwrap();
+        wal.allocate(BLOCK).await.unwrap();
+        assert!(matches!(unsynced(), Some(Unsynced::Length { .. })));
+        wal.sync().await.unwrap();
+        disk.rename(path("/d/b"), path("/d/b.wal")).await.unwrap();
+        assert!(matches!(unsynced(), Some(Unsynced::Entry { .. })));
+        disk.sync_dir(path("/d")).await.unwrap();
+        disk.remove(path("/d/b.wal")).await.unwrap();
+        assert_eq!(unsynced(), None, "it was to go");
+        bench.disk.lie(2);
+        wal.write_sync(0, vec![1]).await.unwrap();
+        assert_eq!(unsynced(), None);
+        wal.write_sync(0, vec![2]).await.unwrap();
+        assert!(unsynced().is_some());
+    });
+}
+
+#[test]
+fn what_a_failed_sync_left_clean_is_forgotten_or_not() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..20 {
+        seen.insert(world(seed, |mut bench| async move {
+            let file = file(&*bench.disk.fresh(), "/d/a", b"old").await;
+            bench.disk.fail_sync(1, Paths::all());
+            assert!(file.write_sync(0, b"newer".into()).await.is_err());
+            bench.disk.kill(&mut bench.rng);
+            bench.disk.evict(&mut bench.rng);
+            let disk = bench.disk.fresh();
+            let file = disk.open(path("/d/a"), Open::Write).await.unwrap();
+            let bytes = file.read_at(0, 9).await.unwrap();
+            // What is written from then on is written, and what the file holds of the rest stays as it was read.
+            file.write_sync(4, b"!".into()).await.unwrap();
+            bench.disk.power_loss(&mut bench.rng);
+            assert_eq!(bench.disk.contents(path("/d/a")).unwrap()[..4], bytes[..4]);
+            (bytes, bench.disk.stats().evictions)
+        }));
+    }
+    assert_eq!(seen, [(b"newer".to_vec(), 0), (b"old\0\0".to_vec(), 1)].into());
 }

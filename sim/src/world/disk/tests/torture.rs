@@ -9,11 +9,11 @@ async fn arm(bench: &mut Bench, rng: &mut ChaCha8Rng) {
     let soon = bench.time.now() + Duration::from_micros(rng.next_u64() % 3_000);
     let (name, at) = (path(NAMES[(rng.next_u64() % 3) as usize]), rng.next_u64() % 20_000);
     match rng.next_u64() % 20 {
-        0 => disk.fail_sync(1, paths()),
-        1 => disk.fail_io(Io::Read, Lasting::Next(1), Paths::all()),
-        2 => disk.fail_io(Io::Write, Lasting::Until(soon), paths()),
-        3 => disk.fail_io(Io::Entry, Lasting::Next(1), Paths::all()),
-        4 => disk.misdirect(1, Paths::all(), paths(), nemesis),
+        0 => drop(disk.fail_sync(1, paths())),
+        1 => drop(disk.fail_io(Io::Read, Lasting::Next(1), Paths::all())),
+        2 => drop(disk.fail_io(Io::Write, Lasting::Until(soon), paths())),
+        3 => drop(disk.fail_io(Io::Entry, Lasting::Next(1), Paths::all())),
+        4 => drop(disk.misdirect(1, Paths::all(), paths(), nemesis)),
         5 => disk.set_capacity(Some(disk.used() + at)),
         6 => disk.set_capacity(None),
         7 => drop(disk.rot(&Rot { paths: Paths::all(), sectors: 2, bits: 3 }, nemesis)),
@@ -24,9 +24,9 @@ async fn arm(bench: &mut Bench, rng: &mut ChaCha8Rng) {
         11 => drop(disk.remove_file(name)),
         12 => drop(disk.break_sectors(name, at / SECTOR..at / SECTOR + 3)),
         13 => disk.crash_at(disk.points() + 1 + at % 5, at.is_multiple_of(2), || ()),
-        14 => disk.lie(at.is_multiple_of(2)),
+        14 => disk.lie(at % 2),
         15 => disk.stall(soon),
-        16 => disk.disarm(),
+        16 => disk.disarm_all(),
         _ => {}
     }
 }
@@ -41,8 +41,8 @@ async fn work(disk: &dyn Disk, rng: &mut ChaCha8Rng) -> io::Result<()> {
     match rng.next_u64() % 8 {
         0 => file.set_len(at).await?,
         1 => file.allocate(at).await?,
-        2 => disk.rename(name, path(NAMES[(at % 3) as usize])).await?,
-        3 => disk.remove(name).await?,
+        2 => drop(disk.rename(name, path(NAMES[(at % 3) as usize])).await?),
+        3 => drop(disk.remove(name).await?),
         4 => drop(in_flight),
         _ => in_flight.await?,
     }
