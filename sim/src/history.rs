@@ -30,6 +30,9 @@ impl fmt::Display for NodeNumber {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(pub u64);
 
+/// Changes of the membership travel with their number and this in their trace id, apart from operations.
+pub const CHANGE_TRACE: u64 = 1 << 63;
+
 pub type Text = Arc<str>;
 
 /// From `start` on, before `end`; without an end it is the one key.

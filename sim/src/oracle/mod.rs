@@ -100,7 +100,7 @@ pub fn all(config: &LawConfig) -> Vec<Box<dyn Law>> {
         Box::new(linearizable::Linearizable::default()),
         Box::new(serializable::Serializable::default()),
         Box::new(second_opinion::SecondOpinion::default()),
-        Box::new(durability::Durability::new(config.nodes)),
+        Box::new(durability::Durability::default()),
         Box::new(agreement::Agreement::default()),
         Box::new(election_safety::ElectionSafety::default()),
         Box::new(log_matching::LogMatching::default()),

@@ -223,10 +223,27 @@ impl World {
         let (incarnation, durable) = (member.incarnation + 1, std::mem::take(&mut member.durable));
         *member = Member { up: true, incarnation, term, vote, log, commit, durable, ..Member::default() };
         let last = Index(member.log.len() as u64);
+        let entries = member.log.iter().map(|entry| (Term(entry.term), entry.hash)).collect();
         let (term, vote, commit) = (Term(term), MemberId(vote), Index(commit as u64));
         // Without checkpoints, it applies its log from the first entry on.
         let (before, applied, revision, digest) = (Index(0), Index(0), Revision(1), Digest(0));
-        self.note(at, NodeEvent::Recovered { term, vote, commit, before, last, applied, revision, digest });
+        self.note(
+            at,
+            NodeEvent::Recovered {
+                term,
+                vote,
+                commit,
+                before,
+                last,
+                entries,
+                applied,
+                revision,
+                digest,
+                voters: vec![],
+                learners: vec![],
+                removed: vec![],
+            },
+        );
         self.apply(at);
     }
 

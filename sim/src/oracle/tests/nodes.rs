@@ -1,11 +1,11 @@
 //! Spoilt accounts of the nodes.
 use detcd_core::{
     event::{NodeEvent, Role},
-    types::{Digest, Index, MemberId, PersistId, RequestId, Term},
+    types::{Digest, Index, MemberId, PersistId, RequestId, Term, TraceId},
 };
 
 use super::{History, breaks, breaks_both, cluster::id};
-use crate::history::{Change, Event, NodeNumber, Peer};
+use crate::history::{CHANGE_TRACE, Change, Event, NodeNumber, Peer, Refused};
 
 const DURABILITY: &str = "durability";
 const AGREEMENT: &str = "agreement";
@@ -86,8 +86,16 @@ fn what_is_not_on_a_quorum_breaks_durability() {
 fn what_is_lost_over_a_restart_breaks_durability() {
     // Then its log has gaps, too.
     breaks_both(DURABILITY, &[LOGS], |history| {
-        let Some(NodeEvent::Recovered { last, .. }) = history.recovered(|_| true) else { return false };
+        let Some(NodeEvent::Recovered { last, entries, .. }) = history.recovered(|_| true) else { return false };
         *last = Index(3);
+        entries.truncate(3);
+        true
+    });
+    // As many, but not the same.
+    breaks_both(DURABILITY, &[LOGS], |history| {
+        let Some(NodeEvent::Recovered { entries, .. }) = history.recovered(|_| true) else { return false };
+        let middle = entries.len() / 2;
+        entries[middle].0.0 += 1_000;
         true
     });
     breaks(DURABILITY, |history| {
@@ -166,7 +174,8 @@ fn members_that_differ_break_agreement() {
             let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
             let digest = Digest(digest.0 + 1);
             let (voters, learners) = ([0, 1, 2].map(|at| MemberId(id(at))).to_vec(), Vec::new());
-            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners };
+            let removed = Vec::new();
+            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners, removed };
         })
     });
     // One entry left out, and one taken twice.
@@ -266,7 +275,7 @@ fn logs_that_differ_break_log_matching() {
         let appended = move |event: &NodeEvent| matches!(event, NodeEvent::Appended { index: at, .. } if *at == index);
         history.nodes(move |event| appended(event).then_some(())).nth(1).expect("it is replicated").0
     };
-    breaks(LOGS, move |history| {
+    breaks_both(LOGS, &[DURABILITY], move |history| {
         let at = leaders_entry(history);
         let NodeEvent::Appended { hash, .. } = history.node_event(at) else { unreachable!() };
         *hash += 1;
@@ -326,22 +335,37 @@ fn logs_that_change_break_log_matching() {
     });
 }
 
-/// What three of five would have to hold, two of three do.
+/// By what the first member to apply some entry, who leads then, applies with it these have a say.
+fn change_voters(history: &mut History, voters: impl IntoIterator<Item = u64>) -> bool {
+    let applied = |event: &NodeEvent| match event {
+        NodeEvent::Applied { index, .. } if index.0 == 20 => Some(*index),
+        _ => None,
+    };
+    let Some((at, node, index)) = history.nodes(applied).next() else { return false };
+    let (voters, learners) = (voters.into_iter().map(MemberId).collect(), Vec::new());
+    let event = NodeEvent::ConfigurationApplied { index, voters, learners, valid: true };
+    history.insert(at + 1, Event::Node { node, event });
+    true
+}
+
 #[test]
 fn a_quorum_is_one_of_the_voters_in_force() {
-    breaks_both(DURABILITY, &[MEMBERSHIP], |history| {
-        let applied = |event: &NodeEvent| match event {
-            NodeEvent::Applied { index, .. } if index.0 == 20 => Some(*index),
-            _ => None,
-        };
-        let Some((at, node, index)) = history.nodes(applied).next() else { return false };
-        let voters: Vec<_> = [1, 2, 3, 4, 5].map(|stranger| MemberId(stranger << 32)).into();
-        let twice = [Index(index.0 - 1), index];
-        for index in twice {
-            let (voters, learners) = (voters.clone(), Vec::new());
-            let event = NodeEvent::ConfigurationApplied { index, voters, learners, valid: true };
-            history.insert(at, Event::Node { node, event });
-        }
+    // What three of five would have to hold, two of three do.
+    breaks_both(DURABILITY, &[MEMBERSHIP], |history| change_voters(history, [1, 2, 3, 4, 5].map(|id| id << 32)));
+    // A fourth member joined: two are not enough any more.
+    breaks(DURABILITY, |history| change_voters(history, [id(0), id(1), id(2), 1 << 32]));
+}
+
+#[test]
+fn what_is_read_back_was_there_before() {
+    // Whatever may have happened to its disk. If it leads later, what was acknowledged is missing, too.
+    breaks_both(LOGS, &[DURABILITY], |history| {
+        let Some(NodeEvent::Recovered { entries, .. }) = history.recovered(|_| true) else { return false };
+        let middle = entries.len() / 2;
+        entries[middle].1 += 1;
+        let recovered = |event: &NodeEvent| matches!(event, NodeEvent::Recovered { .. }).then_some(());
+        let (at, node, ()) = history.nodes(recovered).nth(3).expect("just seen");
+        history.insert(at, Event::Tampered { node });
         true
     });
 }
@@ -372,11 +396,12 @@ fn memberships_that_make_no_sense_break_membership() {
         true
     });
     // One takes a state over that says otherwise.
-    breaks(MEMBERSHIP, |history| {
+    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
         spoil_second(history, |event| {
             let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
             let voters = [0, 1].map(|at| MemberId(id(at))).to_vec();
-            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners: Vec::new() };
+            let (learners, removed) = (Vec::new(), Vec::new());
+            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners, removed };
         })
     });
     // What was not valid changed something.
@@ -401,6 +426,88 @@ fn memberships_that_make_no_sense_break_membership() {
     // Nobody is left.
     breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
         at_change(history, 1, |voters, _| voters.clear());
+        true
+    });
+}
+
+#[test]
+fn what_a_member_starts_from_is_judged_by_who_belongs_to_it() {
+    // The state that it starts from knows of members, as of index 0 nobody does.
+    breaks(MEMBERSHIP, |history| {
+        let Some(NodeEvent::Recovered { learners, .. }) = history.recovered(|_| true) else { return false };
+        learners.push(MemberId(id(1)));
+        true
+    });
+    // It forgot who was removed, or made that up.
+    breaks(MEMBERSHIP, |history| {
+        let Some(NodeEvent::Recovered { removed, .. }) = history.recovered(|_| true) else { return false };
+        removed.push(MemberId(id(1)));
+        true
+    });
+}
+
+/// An operator asks for something, before some event or at the end; then these things happen, and it gets its answer.
+fn ask(
+    history: &mut History,
+    at: Option<usize>,
+    what: Change,
+    meanwhile: Vec<Event>,
+    outcome: Result<Vec<Peer>, Refused>,
+) {
+    let at = at.unwrap_or(history.events.len() - 1);
+    let asked = Event::Asked { change: 9, node: NodeNumber(1), what };
+    let events = [vec![asked], meanwhile, vec![Event::Told { change: 9, outcome }]].concat();
+    events.into_iter().rev().for_each(|event| history.insert(at, event));
+}
+
+#[test]
+fn a_change_that_was_refused_for_good_and_is_made_breaks_membership() {
+    let refused = |definite| Err(Refused { definite, why: "no".into() });
+    let made = |history: &mut History, first: bool, definite: bool| {
+        let applied = |event: &NodeEvent| match event {
+            NodeEvent::Applied { index, request, .. } if index.0 == 20 => Some((*index, *request)),
+            _ => None,
+        };
+        let (at, node, (index, request)) = history.nodes(applied).next().expect("it is applied");
+        let members = || [0, 1, 2].map(|at| MemberId(id(at))).to_vec();
+        let learners = vec![MemberId(1 << 32)];
+        let configuration = NodeEvent::ConfigurationApplied { index, voters: members(), learners, valid: true };
+        history.insert(at + 1, Event::Node { node, event: configuration });
+        let proposed = NodeEvent::Proposed { trace: TraceId(CHANGE_TRACE | 9), request };
+        let meanwhile = vec![Event::Node { node, event: proposed }];
+        let what = Change::Add { url: "x".into(), learner: true };
+        ask(history, Some(if first { at } else { at + 2 }), what, meanwhile, refused(definite));
+        if !first {
+            // It is proposed before all that.
+            let proposed = history.events.remove(at + 3);
+            history.events.insert(at, proposed);
+        }
+        true
+    };
+    breaks(MEMBERSHIP, |history| made(history, true, true));
+    breaks(MEMBERSHIP, |history| made(history, false, true));
+    // A refusal that may mean anything is none.
+    let (events, states) = super::cluster::history(0, 3);
+    let mut history = History { events, states };
+    made(&mut history, true, false);
+    let verdicts = super::judge(&super::CONFIG, &history.events);
+    let (_, verdict) = verdicts.iter().find(|(law, _)| *law == MEMBERSHIP).expect("it is a law");
+    assert!(matches!(verdict, super::Verdict::Holds { .. }), "{verdict:?}");
+}
+
+#[test]
+fn a_leader_that_never_led_breaks_membership() {
+    let other = |history: &History| id(history.last_leader().0.0 % 3);
+    breaks(MEMBERSHIP, |history| {
+        let to = other(history);
+        ask(history, None, Change::MoveLeader { to }, vec![], Ok(vec![]));
+        true
+    });
+    // Who leads already is no lie.
+    breaks(MEMBERSHIP, |history| {
+        let (to, leader) = (other(history), id(history.last_leader().0.0 - 1));
+        ask(history, None, Change::MoveLeader { to: leader }, vec![], Ok(vec![]));
+        ask(history, None, Change::MoveLeader { to }, vec![], Ok(vec![]));
         true
     });
 }

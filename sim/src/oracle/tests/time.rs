@@ -17,8 +17,8 @@ fn phase(history: &History, wanted: Phase) -> usize {
 
 #[test]
 fn a_cluster_that_does_not_recover_breaks_recovery() {
-    // Nobody ever leads.
-    breaks(RECOVERY, |history| {
+    // Nobody ever leads, so nobody commits.
+    breaks_both(RECOVERY, &["durability"], |history| {
         for event in &mut history.events {
             if let Event::Node { event: NodeEvent::RoleChanged { role, .. }, .. } = &mut event.event
                 && *role == Role::Leader
@@ -96,7 +96,7 @@ fn a_late_answer_breaks_promptness() {
         true
     });
     // It comes only as a fault begins.
-    breaks(PROMPTNESS, |history| {
+    breaks_both(PROMPTNESS, &["durability"], |history| {
         let Some(at) = calm_return(history) else { return false };
         let late = Nanos(history.events[at].at.0 + 100 * cluster::MS);
         history.events.remove(at);
