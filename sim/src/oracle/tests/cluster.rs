@@ -12,13 +12,13 @@ use detcd_core::{
 
 use super::traffic::{Op, State, Tell, Watcher};
 use crate::{
-    history::{Event, Nanos, NodeNumber, Phase, Request, Stamped, Text},
+    history::{Content, Event, Nanos, NodeNumber, Phase, Request, Stamped, Text},
     seed::{ChaCha8Rng, Rng, Seed},
 };
 
 pub const MS: u64 = 1_000_000;
 /// Simulated time, in milliseconds: faults begin and end, clients end, the run ends.
-const FAULTS: (u64, u64) = (2_000, 8_000);
+pub const FAULTS: (u64, u64) = (2_000, 8_000);
 const RECOVERY: u64 = 9_500;
 const CLIENTS_END: u64 = 19_000;
 const OVER: u64 = 22_000;
@@ -244,6 +244,7 @@ impl World {
                 removed: vec![],
             },
         );
+        self.emit(Event::Store { node: NodeNumber(at + 1), revision: 1, content: Content::default() });
         self.apply(at);
     }
 

@@ -5,7 +5,7 @@ use detcd_core::{
 };
 
 use super::{History, breaks, breaks_both, cluster::id};
-use crate::history::{CHANGE_TRACE, Change, Event, NodeNumber, Peer, Refused};
+use crate::history::{CHANGE_TRACE, Change, Content, Event, KeyValue, Keys, NodeNumber, Peer, Refused};
 
 const DURABILITY: &str = "durability";
 const AGREEMENT: &str = "agreement";
@@ -135,6 +135,46 @@ fn what_is_lost_over_a_restart_breaks_durability() {
         }
         false
     });
+}
+
+/// What the store holds at its last revision, version by version.
+fn content(history: &History) -> (i64, Content) {
+    let (mut content, everything) = (Content::default(), Keys { start: "".into(), end: Some("z".into()) });
+    for (before, after) in history.states.iter().zip(&history.states[1..]) {
+        for event in before.events(after, &everything, false) {
+            let KeyValue { key, value, created, modified, version } = &event.kv;
+            let alive = (!event.deleted).then_some((value.as_bytes(), *created, *version));
+            content.add(key.as_bytes(), *modified, alive);
+        }
+    }
+    (history.states.last().expect("there are some").revision, content)
+}
+
+/// The label is right, and what is behind it is not.
+#[test]
+fn a_state_that_lacks_a_version_breaks_agreement() {
+    let holds = |history: &mut History, revision: i64, content: Content| {
+        let end = history.events.len() - 1;
+        history.insert(end, Event::Store { node: NodeNumber(2), revision, content });
+    };
+    breaks(AGREEMENT, |history| {
+        let (revision, content) = self::content(history);
+        holds(history, revision, content);
+        holds(history, revision, Content(content.0 - 1));
+        true
+    });
+    breaks(AGREEMENT, |history| {
+        let (revision, content) = self::content(history);
+        holds(history, revision + 1, content);
+        true
+    });
+    let (events, states) = super::cluster::history(1, 3);
+    let mut history = History { events, states };
+    let (revision, content) = self::content(&history);
+    holds(&mut history, revision, content);
+    let verdicts = super::judge(&super::CONFIG, &history.events);
+    let (_, verdict) = verdicts.iter().find(|(law, _)| *law == AGREEMENT).expect("it is a law");
+    assert!(matches!(verdict, super::Verdict::Holds { .. }), "{verdict:?}");
 }
 
 /// What another member than the first applies at some index after the founding entries.
@@ -282,7 +322,7 @@ fn logs_that_differ_break_log_matching() {
         true
     });
     // The same entry, but something else before it.
-    breaks(LOGS, move |history| {
+    breaks_both(LOGS, &[DURABILITY], move |history| {
         let at = leaders_entry(history);
         let NodeEvent::Appended { term, .. } = history.node_event(at) else { unreachable!() };
         term.0 += 1_000;
@@ -405,7 +445,7 @@ fn memberships_that_make_no_sense_break_membership() {
         })
     });
     // What was not valid changed something.
-    breaks(MEMBERSHIP, |history| {
+    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
         let applied = |event: &NodeEvent| matches!(event, NodeEvent::Applied { index: Index(20), .. }).then_some(());
         let Some((at, node, ())) = history.nodes(applied).next() else { return false };
         let voters = [0, 1].map(|at| MemberId(id(at))).to_vec();
