@@ -4,6 +4,7 @@
 //! edits break a second law beyond remedy; these name it. The others may say that they cannot judge any more.
 mod answers;
 mod cluster;
+mod members;
 mod nodes;
 mod time;
 mod traffic;

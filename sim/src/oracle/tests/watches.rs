@@ -227,7 +227,8 @@ fn what_is_late_in_a_calm_breaks_watch() {
             place += 1;
             let Event::Watch { watcher, what } = &event.event else { return true };
             let within = *watcher == of && place > asked + 1 && place <= ended;
-            let first = matches!(what, Watched::Created { .. }) && !std::mem::replace(&mut made, made || within);
+            let first = within && !made && matches!(what, Watched::Created { .. });
+            made |= first;
             !within || first
         });
         long
