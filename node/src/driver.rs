@@ -187,10 +187,10 @@ impl Driver {
                 }
                 self.step(Input::Watch { stream, request });
             }
-            Item::Change { change, reply } => {
+            Item::Change { change, trace, reply } => {
                 let ticket = self.ticket(Waiter::Proposal(reply));
                 let peers = self.peers.connectivity(self.host.clock.now());
-                self.step(Input::Change { ticket, change, peers });
+                self.step(Input::Change { ticket, trace, change, peers });
             }
             Item::Transfer { to, reply } => {
                 let ticket = self.ticket(Waiter::Proposal(reply));

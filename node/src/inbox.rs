@@ -55,6 +55,7 @@ pub enum Item {
     /// Wants the membership changed.
     Change {
         change: ChangeRequest,
+        trace: TraceId,
         reply: oneshot::Sender<Answer>,
     },
     /// Wants another member to lead.
@@ -169,9 +170,9 @@ impl Handle {
     }
 
     /// Changes the membership; returns what it is then.
-    pub async fn change(&self, change: ChangeRequest) -> Result<Arc<Membership>, Refusal> {
+    pub async fn change(&self, change: ChangeRequest, trace: TraceId) -> Result<Arc<Membership>, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.push(Item::Change { change, reply });
+        self.push(Item::Change { change, trace, reply });
         match answer.await.map_err(|_| Refusal::Stopped)?.result? {
             Response::Members(membership) => Ok(membership),
             other => unreachable!("a change is answered with the membership, not with {other:?}"),

@@ -59,18 +59,9 @@ async fn start(
     let clients = listen(host, Role::Client, &config.listen_client_urls).await?;
     let peers = listen(host, Role::Peer, &config.listen_peer_urls).await?;
     let Opened { mut storage, metadata, recovered, remotes } = open(config, host).await?;
-    let (state, machine) = (recovered.hard_state, &recovered.state.0);
-    host.probe.note(NodeEvent::Recovered {
-        term: state.term,
-        vote: state.vote,
-        commit: state.commit,
-        before: recovered.before.0,
-        last: recovered.last(),
-        applied: machine.applied(),
-        revision: machine.store.revision(),
-        digest: machine.digest(),
-    });
-    let checkpoints = Checkpoints::new(config, host.clone(), storage.snapshots().clone(), machine.applied());
+    host.probe.note(recovered.event());
+    let applied = recovered.state.0.applied();
+    let checkpoints = Checkpoints::new(config, host.clone(), storage.snapshots().clone(), applied);
     let replica = Replica::new(replica_config(config, host, metadata), recovered);
     let handle = Handle::new(metadata.member, metadata.cluster, replica.status());
     let metrics = Arc::new(Metrics::default());

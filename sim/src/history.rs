@@ -30,6 +30,9 @@ impl fmt::Display for NodeNumber {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(pub u64);
 
+/// Changes of the membership travel with their number and this in their trace id, apart from operations.
+pub const CHANGE_TRACE: u64 = 1 << 63;
+
 pub type Text = Arc<str>;
 
 /// From `start` on, before `end`; without an end it is the one key.
@@ -93,6 +96,22 @@ pub struct KeyValue {
     pub version: i64,
 }
 
+/// What versions come to, in any order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Content(pub u64);
+
+impl Content {
+    /// Of a deletion only `key` and `modified` count.
+    pub fn add(&mut self, key: &[u8], modified: i64, alive: Option<(&[u8], i64, i64)>) {
+        let (value, created, version) = alive.unwrap_or_default();
+        let numbers = [modified, created, version, i64::from(alive.is_some()), key.len() as i64];
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).chain(key.iter().chain(value).copied());
+        let hash =
+            bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        self.0 = self.0.wrapping_add(hash ^ hash >> 29);
+    }
+}
+
 /// What a successful answer says: who answered, the store's revision there, and the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -132,6 +151,16 @@ pub enum Outcome {
     Unknown(String),
 }
 
+impl Outcome {
+    /// Why it was not done.
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            Outcome::Ok(_) => None,
+            Outcome::Failed(why) | Outcome::Unknown(why) => Some(why),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchedEvent {
     /// A deletion has an empty value, and 0 for `created` and `version`.
@@ -154,8 +183,9 @@ pub enum Watched {
     Events { revision: i64, events: Vec<WatchedEvent> },
     /// Everything up to this revision has been sent.
     Progress { revision: i64 },
-    /// The watch is over; the watcher asks again. `compacted` is set if the server says that history is gone.
-    Ended { reason: String, compacted: i64 },
+    /// The watch is over, as the watcher wanted or not; it asks again. `compacted` is set if the server says that history
+    /// is gone.
+    Ended { reason: String, wanted: bool, compacted: i64 },
 }
 
 /// What operators ask for. Members are named by their ids.
@@ -235,6 +265,13 @@ pub enum Event {
         node: NodeNumber,
         persist: u64,
         what: Text,
+    },
+    /// All that a node's store holds now, at every revision: what it started from, or took over. `content` is the sum of
+    /// what [`Content`] makes of each version, up to and with `revision`.
+    Store {
+        node: NodeNumber,
+        revision: i64,
+        content: Content,
     },
     /// An operator asks `node` for a change of the membership, or for another leader.
     Asked {

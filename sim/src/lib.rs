@@ -20,5 +20,6 @@ pub mod seed;
 mod speed;
 mod sweep;
 mod twice;
+mod witness;
 pub mod workload;
 pub mod world;

@@ -179,9 +179,9 @@ impl Broken {
                 self.replica.step(Input::Propose(again), out);
                 Some(Input::Propose(proposal))
             }
-            (Plant::LearnerAsVoter, Input::Change { ticket, change: ChangeRequest::Add(member), peers }) => {
+            (Plant::LearnerAsVoter, Input::Change { ticket, trace, change: ChangeRequest::Add(member), peers }) => {
                 let change = ChangeRequest::Add(Member { is_learner: false, ..member });
-                Some(Input::Change { ticket, change, peers })
+                Some(Input::Change { ticket, trace, change, peers })
             }
             (Plant::StuckChange, Input::Change { change: ChangeRequest::Add(_), .. })
                 if self.replica.machine().membership.removed().next().is_some() =>

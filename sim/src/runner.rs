@@ -23,6 +23,7 @@ use crate::{
     scenario::{Link, Scenario},
     schedule::Schedule,
     seed::Seed,
+    witness,
     workload::{Client, End, Operator, Seen, Watcher},
     world::{
         clock::{Delay, SimTime},
@@ -230,7 +231,7 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     let recorder = Recorder::new(time.clone(), judge, trace);
     shared.lock().recorder = Some(recorder.clone());
     recorder.record(Event::Phase(Phase::Safety));
-    let wrap = Plant::wrap(plan.plant, seed);
+    let wrap = witness::wrap(&recorder, Plant::wrap(plan.plant, seed));
     let cluster = Cluster::start(&cluster_options(&scenario), seed, &recorder, wrap);
     let clients = client_addresses(&scenario);
     let operator = client_ip(OPERATOR_NUMBER);

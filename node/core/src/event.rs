@@ -13,17 +13,22 @@ pub enum Role {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NodeEvent {
-    /// The node read its files back and is about to take part. The log goes from behind `before` to `last`; the machine
-    /// holds everything up to `applied`; what that came to is told by `revision` and `digest`.
+    /// The node read its files back and is about to take part. The log goes from behind `before` to `last`, and
+    /// `entries` has term and hash of each, as `Appended` has; the machine holds everything up to `applied`; what that
+    /// came to is told by `revision`, `digest` and the members.
     Recovered {
         term: Term,
         vote: MemberId,
         commit: Index,
         before: Index,
         last: Index,
+        entries: Vec<(Term, u64)>,
         applied: Index,
         revision: Revision,
         digest: Digest,
+        voters: Vec<MemberId>,
+        learners: Vec<MemberId>,
+        removed: Vec<MemberId>,
     },
     /// Role, term or known leader changed. `leader` is 0 when unknown.
     RoleChanged {
@@ -107,6 +112,7 @@ pub enum NodeEvent {
         digest: Digest,
         voters: Vec<MemberId>,
         learners: Vec<MemberId>,
+        removed: Vec<MemberId>,
     },
     /// A snapshot of this index was handed to the transport.
     SnapshotSent {

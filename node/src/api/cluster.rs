@@ -6,11 +6,11 @@ use detcd_core::{
     limits::REQUEST_WAIT_MS,
     machine::membership::{self, Membership},
     replica::ChangeRequest,
-    types::{MemberId, Revision},
+    types::{MemberId, Revision, TraceId},
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Api, status::status};
+use super::{Api, status::status, trace};
 use crate::{
     config::parse_url,
     peers::ask_to_promote,
@@ -34,11 +34,12 @@ impl Cluster for Api {
     }
 
     async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+        let trace = trace(request.metadata());
         let MemberAddRequest { peer_ur_ls: urls, is_learner } = request.into_inner();
         let urls = check_urls(urls)?;
         let member = membership::Member::added(urls, is_learner, self.host.clock.wall().as_secs());
         let id = member.id;
-        let membership = self.handle.change(ChangeRequest::Add(member)).await.map_err(status)?;
+        let membership = self.handle.change(ChangeRequest::Add(member), trace).await.map_err(status)?;
         let member = membership.get(id).map(convert);
         Ok(Response::new(MemberAddResponse { header: self.plain_header(), member, members: members(&membership) }))
     }
@@ -47,8 +48,9 @@ impl Cluster for Api {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        let trace = trace(request.metadata());
         let id = MemberId(request.into_inner().id);
-        let membership = self.handle.change(ChangeRequest::Remove(id)).await.map_err(status)?;
+        let membership = self.handle.change(ChangeRequest::Remove(id), trace).await.map_err(status)?;
         Ok(Response::new(MemberRemoveResponse { header: self.plain_header(), members: members(&membership) }))
     }
 
@@ -56,9 +58,10 @@ impl Cluster for Api {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let trace = trace(request.metadata());
         let MemberUpdateRequest { id, peer_ur_ls: urls } = request.into_inner();
         let change = ChangeRequest::UpdatePeers(MemberId(id), check_urls(urls)?);
-        let membership = self.handle.change(change).await.map_err(status)?;
+        let membership = self.handle.change(change, trace).await.map_err(status)?;
         Ok(Response::new(MemberUpdateResponse { header: self.plain_header(), members: members(&membership) }))
     }
 
@@ -66,8 +69,9 @@ impl Cluster for Api {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        let trace = trace(request.metadata());
         let id = MemberId(request.into_inner().id);
-        let members = self.promote(id).await.map_err(status)?;
+        let members = self.promote(id, trace).await.map_err(status)?;
         Ok(Response::new(MemberPromoteResponse { header: self.plain_header(), members }))
     }
 }
@@ -79,10 +83,10 @@ impl Api {
     }
 
     /// Only the leader can tell whether the learner is ready; whoever else is asked asks it.
-    async fn promote(&self, id: MemberId) -> Result<Vec<Member>, Refusal> {
+    async fn promote(&self, id: MemberId, trace: TraceId) -> Result<Vec<Member>, Refusal> {
         let begun = self.host.clock.now();
         loop {
-            match self.handle.change(ChangeRequest::Promote(id)).await {
+            match self.handle.change(ChangeRequest::Promote(id), trace).await {
                 Ok(membership) => return Ok(members(&membership)),
                 Err(Refusal::NotLeader) => {}
                 Err(refusal) => return Err(refusal),

@@ -13,7 +13,7 @@ use detcd_core::{
     limits::{FIRST_REQUEST_MS, PEER_READ_BYTES},
     machine::membership::Membership,
     replica::ChangeRequest,
-    types::{ClusterId, MemberId},
+    types::{ClusterId, MemberId, TraceId},
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -142,7 +142,7 @@ async fn snapshot(context: &Context, request: Request<Incoming>) -> Result<Answe
 
 /// What another member asks on behalf of its client, since only the leader knows how far a learner is.
 async fn promote(context: &Context, learner: MemberId) -> Result<Answer, Refused> {
-    match context.handle.change(ChangeRequest::Promote(learner)).await {
+    match context.handle.change(ChangeRequest::Promote(learner), TraceId(0)).await {
         Ok(membership) => Ok(Answer::json(members(&membership))),
         Err(refusal) => {
             let status = match refusal {

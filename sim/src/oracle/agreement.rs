@@ -2,19 +2,24 @@
 //!
 //! The first member to apply an index fixes what it was: term, request, revision and the digest of all there is. A
 //! member applies entry after entry, from where its files left it, or from a state that it took over; both must be what
-//! others had at that index.
+//! others had at that index. What they hold is compared too, version by version, with what the log makes of the model:
+//! the digest of a state that comes from a file says what it was, not what is in the file.
 use detcd_core::event::NodeEvent;
 
 use super::{
     Law, Verdict, Violation,
     case::{Case, Finding},
     of_node,
+    replay::Replay,
 };
-use crate::history::{Event, NodeNumber, Stamped};
+use crate::history::{Content, Event, NodeNumber, Stamped};
 
 #[derive(Default)]
 pub struct Agreement {
     case: Case,
+    replay: Replay,
+    /// The replay cannot go on: contents are not judged any more.
+    lost: bool,
     /// By index, from 1 at place 0.
     states: Vec<State>,
     /// How far each member has got since it started.
@@ -40,7 +45,12 @@ impl Law for Agreement {
         if self.case.is_closed() {
             return;
         }
+        self.lost |= self.replay.observe(event).is_err();
         match &event.event {
+            Event::Store { node, revision, content } if !self.lost => {
+                let finding = self.holds(event.sequence, *node, *revision, *content);
+                self.case.take(finding);
+            }
             Event::Started { node, .. } => *of_node(&mut self.applied, *node) = 0,
             Event::Node { node, event: NodeEvent::Recovered { applied, digest, .. } } => {
                 let finding = self.goes_on(event.sequence, *node, "starts from", applied.0, digest.0);
@@ -77,6 +87,25 @@ impl Agreement {
         if first.digest != digest {
             let (expected, got) = (format!("digest {:x}, as on {}", first.digest, first.by), format!("{digest:x}"));
             return Err(Violation::new(sequence, subject, expected, got).at_index(index).at_revision(first.revision));
+        }
+        self.case.right();
+        Ok(())
+    }
+
+    fn holds(&mut self, sequence: u64, node: NodeNumber, revision: i64, content: Content) -> Finding {
+        let (subject, now) =
+            (format!("{node} goes on from a store at revision {revision}"), self.replay.store.revision());
+        let violation =
+            |expected: String, got: String| Err(Violation::new(sequence, subject, expected, got).at_revision(revision));
+        if revision > now {
+            return violation(
+                format!("revision {now} at most: nobody has applied more"),
+                format!("revision {revision}"),
+            );
+        }
+        let due = self.replay.store.content(revision);
+        if content != due {
+            return violation(format!("all versions up to there: {:x}", due.0), format!("{:x}", content.0));
         }
         self.case.right();
         Ok(())

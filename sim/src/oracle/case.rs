@@ -8,6 +8,7 @@ pub type Finding = Result<(), Violation>;
 #[derive(Debug, Default)]
 pub struct Case {
     judged: u64,
+    given_up: u64,
     violation: Option<Violation>,
     doubt: Option<String>,
 }
@@ -16,6 +17,16 @@ impl Case {
     /// One more thing was judged, and was right.
     pub fn right(&mut self) {
         self.judged += 1;
+    }
+
+    /// So many things cannot be judged.
+    pub fn give_up(&mut self, count: usize) {
+        self.given_up += count as u64;
+    }
+
+    /// What of all that was to be judged it gave up on, in percent.
+    pub fn given_up_percent(&self) -> u64 {
+        self.given_up * 100 / (self.judged + self.given_up).max(1)
     }
 
     /// Whether there is nothing more to find.
@@ -42,7 +53,7 @@ impl Case {
         match (&self.violation, &self.doubt) {
             (Some(violation), _) => Verdict::Violated(violation.clone()),
             (None, Some(why)) => Verdict::Unknown { why: why.clone() },
-            (None, None) => Verdict::Holds { judged: self.judged },
+            (None, None) => Verdict::Holds { judged: self.judged, given_up: self.given_up },
         }
     }
 }

@@ -1,6 +1,8 @@
 //! A node's log as its events tell it: in memory, on disk, and on its way there.
 use std::collections::VecDeque;
 
+use detcd_core::types::{Index, MemberId, Term};
+
 /// What tells one entry from another.
 ///
 /// With a term of 0 its content is not known, and it is taken for whatever it is compared with. With a chain of 0 it is
@@ -16,16 +18,14 @@ pub struct Stamp {
 impl Stamp {
     const UNKNOWN: Stamp = Stamp { term: 0, hash: 0, chain: 0 };
 
-    /// An entry that every member begins with; their content is not told.
-    fn founding(index: u64) -> Stamp {
-        Stamp { term: 0, hash: 0, chain: mix(index, 1) }
-    }
-
     /// Whether both can be the same entry, whatever stands before them.
     pub fn agrees(self, other: Stamp) -> bool {
         self.term == 0 || other.term == 0 || (self.term, self.hash) == (other.term, other.hash)
     }
 }
+
+/// The chain before the first entry.
+const ROOT: u64 = 1;
 
 /// Never 0.
 fn mix(a: u64, b: u64) -> u64 {
@@ -38,6 +38,35 @@ fn mix(a: u64, b: u64) -> u64 {
 pub struct Promise {
     pub term: u64,
     pub vote: u64,
+}
+
+/// What a member read back: its log from behind `before` on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub promise: Promise,
+    pub before: u64,
+    /// Term and hash of each entry.
+    pub entries: Vec<(u64, u64)>,
+}
+
+impl Found {
+    pub fn new(term: Term, vote: MemberId, before: Index, entries: &[(Term, u64)]) -> Found {
+        let entries = entries.iter().map(|(term, hash)| (term.0, *hash)).collect();
+        Found { promise: Promise { term: term.0, vote: vote.0 }, before: before.0, entries }
+    }
+
+    pub fn last(&self) -> usize {
+        self.before as usize + self.entries.len()
+    }
+
+    /// Whether this log may be what was found.
+    fn is(&self, log: &[Stamp], kept: Promise) -> bool {
+        let pairs = || log[self.before as usize..].iter().zip(&self.entries);
+        let same = |(stamp, (term, hash)): (&Stamp, &(u64, u64))| {
+            stamp.term == 0 || (stamp.term, stamp.hash) == (*term, *hash)
+        };
+        kept == self.promise && log.len() == self.last() && pairs().all(same)
+    }
 }
 
 /// One member's log. Index 1 is at place 0.
@@ -70,8 +99,7 @@ impl MemberLog {
     pub fn stamp(&self, index: u64, term: u64, hash: u64) -> Stamp {
         let before = match index.checked_sub(2) {
             Some(at) => self.memory.get(at as usize).map_or(0, |stamp| stamp.chain),
-            // Of what founders begin with nothing is told but that it is there; who joins is told the entries.
-            None => 0,
+            None => ROOT,
         };
         let chain = if before == 0 { 0 } else { mix(mix(before, term), hash) };
         Stamp { term, hash, chain }
@@ -102,24 +130,23 @@ impl MemberLog {
         }
     }
 
-    /// The member came back with so many entries and this promise. False if that is not what a failure can have left:
-    /// what was durable, and some first part of what was on its way.
-    pub fn recover(&mut self, promise: Promise, last: u64) -> bool {
-        let found = if std::mem::take(&mut self.tampered) {
-            Some(vec![Stamp::UNKNOWN; last as usize])
-        } else if self.known {
-            self.survivors(promise, last as usize)
+    /// The member came back with this. False if that is not what a failure can have left: what was durable, and some
+    /// first part of what was on its way.
+    pub fn recover(&mut self, found: &Found) -> bool {
+        let survivor = if std::mem::take(&mut self.tampered) || !self.known {
+            Some(vec![Stamp::UNKNOWN; found.before as usize])
         } else {
-            Some((1..=last).map(Stamp::founding).collect())
+            self.survivor(found)
         };
-        let right = found.is_some();
-        self.memory = found.unwrap_or_else(|| {
-            let mut log = self.durable.clone();
-            log.resize(last as usize, Stamp::UNKNOWN);
-            log
-        });
+        let right = survivor.is_some();
+        self.memory = survivor.unwrap_or_else(|| self.durable.clone());
+        self.memory.resize(found.before as usize, Stamp::UNKNOWN);
+        for (index, (term, hash)) in (found.before + 1..).zip(&found.entries) {
+            let stamp = self.stamp(index, *term, *hash);
+            self.memory.push(stamp);
+        }
         self.durable = self.memory.clone();
-        (self.promised, self.kept) = (promise, promise);
+        (self.promised, self.kept) = (found.promise, found.promise);
         self.pending.clear();
         self.known = true;
         right
@@ -130,24 +157,23 @@ impl MemberLog {
         self.tampered = true;
     }
 
-    /// The log that was left, as far as its length and the promise tell. Where more than one fits, what differs between
-    /// them is not known.
-    fn survivors(&mut self, promise: Promise, last: usize) -> Option<Vec<Stamp>> {
+    /// The log that was left. Where more than one fits, what differs between them is not known.
+    fn survivor(&mut self, found: &Found) -> Option<Vec<Stamp>> {
         let (mut log, mut kept) = (self.durable.clone(), self.kept);
-        let mut found: Option<Vec<Stamp>> = None;
+        let mut left: Option<Vec<Stamp>> = None;
         let mut changed_from = usize::MAX;
         let mut pending = std::mem::take(&mut self.pending).into_iter();
         loop {
-            if kept == promise && log.len() == last {
-                match &mut found {
-                    None => found = Some(log.clone()),
-                    Some(found) => {
-                        let pairs = found.iter_mut().zip(&log).skip(changed_from);
+            if found.is(&log, kept) {
+                match &mut left {
+                    None => left = Some(log.clone()),
+                    Some(left) => {
+                        let pairs = left.iter_mut().zip(&log).skip(changed_from);
                         pairs.filter(|(a, b)| a != b).for_each(|(a, _)| *a = Stamp::UNKNOWN);
                     }
                 }
             }
-            let Some(record) = pending.next() else { return found };
+            let Some(record) = pending.next() else { return left };
             match record {
                 Record::Entry { index, .. } => changed_from = changed_from.min(index as usize - 1),
                 Record::Restart { .. } => changed_from = 0,
@@ -178,15 +204,26 @@ mod tests {
     const FIRST: Promise = Promise { term: 1, vote: 0 };
     const SECOND: Promise = Promise { term: 2, vote: 7 };
 
+    fn entry(index: u64, term: u64) -> (u64, u64) {
+        (term, index * 100 + term)
+    }
+
     fn append(log: &mut MemberLog, index: u64, term: u64) {
-        let stamp = log.stamp(index, term, index * 100 + term);
+        let (term, hash) = entry(index, term);
+        let stamp = log.stamp(index, term, hash);
         log.append(index, stamp);
+    }
+
+    /// A log from behind `before` on, by the terms of its entries.
+    fn found(promise: Promise, before: u64, terms: &[u64]) -> Found {
+        let entries = (before + 1..).zip(terms).map(|(index, term)| entry(index, *term)).collect();
+        Found { promise, before, entries }
     }
 
     /// Three founding entries, 4 and 5 of term 1 durable; then in term 2 another 5, and 6, on their way.
     fn log() -> MemberLog {
         let mut log = MemberLog::default();
-        assert!(log.recover(FIRST, 3));
+        assert!(log.recover(&found(FIRST, 0, &[1, 1, 1])));
         append(&mut log, 4, 1);
         append(&mut log, 5, 1);
         log.persist(1, FIRST);
@@ -200,37 +237,55 @@ mod tests {
     #[test]
     fn a_failure_leaves_some_first_part_of_what_was_on_its_way() {
         #[track_caller]
-        fn check(promise: Promise, last: u64, terms: Option<&[u64]>) {
+        fn check(promise: Promise, terms: &[u64], fits: bool) {
             let mut log = log();
             assert_eq!(log.durable.len(), 5);
-            assert_eq!(log.recover(promise, last), terms.is_some());
-            assert_eq!(log.memory.len(), last as usize);
-            let known: Vec<_> = log.memory.iter().skip(3).map(|stamp| stamp.term).collect();
-            assert!(terms.is_none_or(|terms| known == terms), "{known:?}");
+            assert_eq!(log.recover(&found(promise, 0, terms)), fits);
+            assert_eq!(log.memory.iter().map(|stamp| stamp.term).collect::<Vec<_>>(), terms);
         }
-        check(SECOND, 6, Some(&[1, 2, 2]));
-        check(FIRST, 6, Some(&[1, 2, 2])); // the batch's entries, but not its end
-        check(FIRST, 5, Some(&[1, 0])); // the old entry or the new one: nobody knows
-        check(SECOND, 5, None);
-        check(FIRST, 4, None);
-        check(Promise { term: 2, vote: 0 }, 6, None);
-        check(Promise { term: 0, vote: 0 }, 0, None);
+        check(SECOND, &[1, 1, 1, 1, 2, 2], true);
+        check(FIRST, &[1, 1, 1, 1, 2, 2], true); // the batch's entries, but not its end
+        check(FIRST, &[1, 1, 1, 1, 2], true);
+        check(FIRST, &[1, 1, 1, 1, 1], true);
+        check(SECOND, &[1, 1, 1, 1, 2], false);
+        check(FIRST, &[1, 1, 1, 1], false);
+        check(Promise { term: 2, vote: 0 }, &[1, 1, 1, 1, 2, 2], false);
+        check(Promise { term: 0, vote: 0 }, &[], false);
+        // As long as it should be, but not what it should be.
+        check(SECOND, &[1, 1, 1, 1, 1, 2], false);
+        check(FIRST, &[1, 1, 1, 2, 1], false);
+    }
+
+    #[test]
+    fn what_a_state_stands_in_for_stays_as_it_was() {
+        let mut log = log();
+        log.persisted(2);
+        assert!(log.recover(&found(SECOND, 4, &[2, 2])));
+        assert_eq!(log.memory, {
+            let mut log = self::log();
+            log.persisted(2);
+            log.durable
+        });
+        log.tamper();
+        assert!(log.recover(&found(SECOND, 5, &[3])));
+        assert_eq!(log.memory.iter().map(|stamp| stamp.term).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 3]);
     }
 
     #[test]
     fn a_state_takes_the_logs_place_with_its_batch_or_not_at_all() {
         #[track_caller]
-        fn check(promise: Promise, last: u64, fits: bool) {
+        fn check(found: Found, fits: bool) {
             let mut log = log();
             log.restart(9);
             append(&mut log, 10, 3);
             log.persist(3, Promise { term: 3, vote: 0 });
-            assert_eq!(log.recover(promise, last), fits);
+            assert_eq!(log.recover(&found), fits);
         }
-        check(SECOND, 6, true);
-        check(Promise { term: 3, vote: 0 }, 10, true);
-        check(Promise { term: 3, vote: 0 }, 6, false);
-        check(SECOND, 4, false);
+        check(found(SECOND, 0, &[1, 1, 1, 1, 2, 2]), true);
+        check(found(Promise { term: 3, vote: 0 }, 9, &[3]), true);
+        check(found(Promise { term: 3, vote: 0 }, 9, &[2]), false);
+        check(found(Promise { term: 3, vote: 0 }, 0, &[1, 1, 1, 1, 2, 2]), false);
+        check(found(SECOND, 0, &[1, 1, 1, 1]), false);
     }
 
     #[test]

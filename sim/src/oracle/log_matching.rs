@@ -8,7 +8,7 @@ use detcd_core::event::{NodeEvent, Role};
 use super::{
     Law, Resident, Verdict, Violation,
     case::{Case, Finding},
-    log::{MemberLog, Promise, Stamp},
+    log::{Found, MemberLog, Promise, Stamp},
     moves_in, of_node,
 };
 use crate::history::{Event, NodeNumber, Stamped};
@@ -85,13 +85,29 @@ impl LogMatching {
             }
             NodeEvent::Persisted { persist } => member.log.persisted(persist.0),
             NodeEvent::RoleChanged { role, term, .. } => member.leads = (role == Role::Leader).then_some(term.0),
-            NodeEvent::Recovered { term, vote, commit, last, .. } => {
+            NodeEvent::Recovered { term, vote, commit, before, ref entries, .. } => {
                 // What it lost is another law's business.
-                let _ = member.log.recover(Promise { term: term.0, vote: vote.0 }, last.0);
+                let _ = member.log.recover(&Found::new(term, vote, before, entries));
                 (member.leads, member.commit, member.checked) = (None, commit.0, 0);
+                return self.recovered(sequence, node, before.0);
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// What it read back is what it, or anybody else, had there in that term.
+    fn recovered(&mut self, sequence: u64, node: NodeNumber, before: u64) -> Finding {
+        for (index, stamp) in (1..).zip(&self.members[node.0].log.memory).skip(before as usize) {
+            let known = known_as(&mut self.first, &mut self.others, index, *stamp);
+            if !known.agrees(*stamp) {
+                let subject = format!("{node} reads back entry {index} of term {}", stamp.term);
+                let expected = format!("hash {:x}, as on the first member", known.hash);
+                let got = format!("hash {:x}", stamp.hash);
+                return Err(Violation::new(sequence, subject, expected, got).at_index(index));
+            }
+        }
+        self.case.right();
         Ok(())
     }
 

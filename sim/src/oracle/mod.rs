@@ -34,9 +34,10 @@ use crate::history::{Event, NodeNumber, Stamped};
 /// What a law found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It judged so many things, and all were right.
+    /// It judged so many things, and all were right. So many more it gave up on.
     Holds {
         judged: u64,
+        given_up: u64,
     },
     Violated(Violation),
     /// It could not judge: as loud as a violation.
@@ -90,28 +91,25 @@ pub struct LawConfig {
     pub nodes: usize,
     /// Within so many simulated milliseconds after the faults the cluster is itself again.
     pub recovery_bound_ms: u64,
-    /// An operation takes no longer, in simulated milliseconds, while nothing is wrong. `None`: nobody can tell.
-    pub prompt_bound_ms: Option<u64>,
+    /// An operation takes no longer, in simulated milliseconds, while nothing is wrong.
+    pub prompt_bound_ms: u64,
 }
 
 /// Every law that can be asked of such a run, before the first event.
 pub fn all(config: &LawConfig) -> Vec<Box<dyn Law>> {
-    let mut laws: Vec<Box<dyn Law>> = vec![
+    vec![
         Box::new(linearizable::Linearizable::default()),
         Box::new(serializable::Serializable::default()),
         Box::new(second_opinion::SecondOpinion::default()),
-        Box::new(durability::Durability::new(config.nodes)),
+        Box::new(durability::Durability::default()),
         Box::new(agreement::Agreement::default()),
         Box::new(election_safety::ElectionSafety::default()),
         Box::new(log_matching::LogMatching::default()),
         Box::new(membership::Membership::default()),
         Box::new(watch::Watch::default()),
         Box::new(recovery::Recovery::new(config.nodes, config.recovery_bound_ms)),
-    ];
-    if let Some(bound_ms) = config.prompt_bound_ms {
-        laws.push(Box::new(promptness::Promptness::new(config.nodes, bound_ms)));
-    }
-    laws
+        Box::new(promptness::Promptness::new(config.nodes, config.prompt_bound_ms)),
+    ]
 }
 
 /// Some laws at once.

@@ -7,7 +7,7 @@ use std::{
     ops::Bound::{Excluded, Included},
 };
 
-use crate::history::{Body, KeyValue, Keys, Request, Text};
+use crate::history::{Body, Content, KeyValue, Keys, Request, Text};
 
 /// Invariants: a key's versions ascend by `modified`; `changes` ascend by revision; no version is of a later revision.
 #[derive(Debug)]
@@ -16,8 +16,8 @@ pub struct Store {
     keys: BTreeMap<Text, Vec<Version>>,
     /// Every change, in order, by its key.
     changes: Vec<Text>,
-    /// For each revision from the second on, where its changes end.
-    ends: Vec<usize>,
+    /// For each revision from the second on, where its changes end, and what all versions up to there come to.
+    ends: Vec<(usize, Content)>,
 }
 
 #[derive(Debug, Clone)]
@@ -96,7 +96,23 @@ impl Store {
 
     fn end_revision(&mut self) {
         self.revision += 1;
-        self.ends.push(self.changes.len());
+        let (begun, mut content) = self.ends.last().copied().unwrap_or_default();
+        for key in &self.changes[begun..] {
+            let version = self.keys[key].last().expect("it changed");
+            let alive = version.value.as_ref().map(|value| (value.as_bytes(), version.created, version.version));
+            content.add(key.as_bytes(), version.modified, alive);
+        }
+        self.ends.push((self.changes.len(), content));
+    }
+
+    /// What all versions up to this revision come to.
+    pub fn content(&self, revision: i64) -> Content {
+        self.end_of(revision).1
+    }
+
+    fn end_of(&self, revision: i64) -> (usize, Content) {
+        let at = usize::try_from(revision - FIRST_REVISION - 1).ok();
+        at.map_or_else(Default::default, |at| self.ends[at])
     }
 
     /// What a range answers of the store as it was at `revision`; `limit` 0 is none.
@@ -126,11 +142,7 @@ impl Store {
     /// The keys that changed at `revision`, in order.
     pub fn changes(&self, revision: i64) -> &[Text] {
         assert!(revision <= self.revision);
-        let end_of = |revision: i64| {
-            let at = usize::try_from(revision - FIRST_REVISION - 1).ok();
-            at.map_or(0, |at| self.ends[at])
-        };
-        &self.changes[end_of(revision - 1)..end_of(revision)]
+        &self.changes[self.end_of(revision - 1).0..self.end_of(revision).0]
     }
 
     /// The keys that existed at `revision`, in order.

@@ -1,13 +1,14 @@
-//! Law: while nothing is wrong, an operation does not take long.
+//! Law: while nothing is wrong, an operation is done, and does not take long.
 //!
 //! A wake-up that is missed does not stop a cluster: it hides as latency until the next tick. So an operation that is
 //! called in a calm is due within a bound, as long as the calm lasts. It is calm when for some time all nodes have been
-//! up, no fault has been on, and leader and terms have been as they are.
+//! up, no fault has been on, and leader and terms have been as they are. A refusal is no answer then, but that a revision
+//! is not there yet: whether it is, other laws judge.
 use std::collections::VecDeque;
 
 use detcd_core::event::NodeEvent;
 
-use super::{Law, Verdict, Violation, case::Case, of_node};
+use super::{Law, Verdict, Violation, case::Case, of_node, replay::FUTURE_REVISION};
 use crate::history::{Event, Nanos, NodeNumber, OpId, Request, Stamped};
 
 /// How long nothing must have been wrong, in simulated nanoseconds.
@@ -60,16 +61,18 @@ impl Law for Promptness {
         self.judge(event);
         match &event.event {
             Event::Call { op, client, node, request } => {
-                let linearizable = !matches!(request, Request::Range { serializable: true, .. });
-                if linearizable && self.is_calm(event.at) {
+                if self.is_calm(event.at) {
                     let (op, client, node, request) = (*op, *client, *node, request.clone());
                     self.due.push_back(Due { op, client, node, request, called: event.at });
                 }
             }
-            Event::Return { op, .. } => {
+            Event::Return { op, outcome } => {
                 if let Some(at) = self.due.iter().position(|due| due.op == *op) {
-                    self.due.remove(at);
-                    self.case.right();
+                    let due = self.due.remove(at).expect("just seen");
+                    match outcome.trouble().filter(|why| !due.may_be_refused(why)) {
+                        Some(why) => self.case.take(Err(due.violation(event, "it to be done", why.to_owned()))),
+                        None => self.case.right(),
+                    }
                 }
             }
             Event::Started { node, .. } => {
@@ -109,13 +112,23 @@ impl Promptness {
     }
 
     fn judge(&mut self, event: &Stamped) {
-        if let Some(Due { op, client, node, request, called }) = self.due.front()
-            && event.at.0 > called.0 + self.bound_ns
+        if let Some(due) = self.due.front()
+            && event.at.0 > due.called.0 + self.bound_ns
         {
-            let subject = format!("op {} of client {client} at {node}, called at {called}: {request:?}", op.0);
-            let expected = format!("an answer within {} ms, as nothing is wrong", self.bound_ns / 1_000_000);
-            let got = format!("none by {}", event.at);
-            self.case.take(Err(Violation::new(event.sequence, subject, expected, got)));
+            let expected = format!("an answer within {} ms", self.bound_ns / 1_000_000);
+            self.case.take(Err(due.violation(event, &expected, format!("none by {}", event.at))));
         }
+    }
+}
+
+impl Due {
+    fn may_be_refused(&self, why: &str) -> bool {
+        matches!(self.request, Request::Range { revision: 1.., .. }) && why.contains(FUTURE_REVISION)
+    }
+
+    fn violation(&self, event: &Stamped, expected: &str, got: String) -> Violation {
+        let Due { op, client, node, request, called } = self;
+        let subject = format!("op {} of client {client} at {node}, called at {called}: {request:?}", op.0);
+        Violation::new(event.sequence, subject, format!("{expected}, as nothing is wrong"), got)
     }
 }

@@ -7,8 +7,9 @@
 //! - Nothing is told before some member has applied it: it would not be committed.
 //! - The header's revision is not before what was told, and never goes back within a watch.
 //! - Progress up to a revision comes after everything up to there.
-//! - At the end of the run a watch has been told all that its member had applied some time before. This part rests
-//!   while a fault is on or was until just before: the way to the client may be broken.
+//! - In a calm a watch is made in time, is told in time what its member has applied, and goes on until its watcher has
+//!   enough. It is calm when for some time no fault has been on and no member has come or gone: before, the way to the
+//!   client may be broken.
 use std::collections::VecDeque;
 
 use detcd_core::event::NodeEvent;
@@ -23,8 +24,10 @@ use crate::history::{
     Event, KeyValue, Keys, Nanos, NodeNumber, Phase, Stamped, Text, Watched, WatchedEvent, WatcherId,
 };
 
-/// What is younger than this at the end, in simulated nanoseconds, may still be on its way.
+/// What is younger than this, in simulated nanoseconds, may still be on its way.
 const GRACE_NS: u64 = 2_000_000_000;
+/// How often the law looks whether something is late.
+const LOOK_NS: u64 = 250_000_000;
 
 #[derive(Default)]
 pub struct Watch {
@@ -34,8 +37,10 @@ pub struct Watch {
     watches: Vec<(WatcherId, Watching)>,
     members: Vec<Member>,
     faults_on: u64,
-    /// When a fault last began or ended.
+    /// When a fault last began or ended, or a member came or went.
     disturbed: Nanos,
+    /// When the law last looked whether something is late.
+    looked: Nanos,
 }
 
 struct Watching {
@@ -81,6 +86,11 @@ impl Law for Watch {
 
 impl Watch {
     fn look(&mut self, event: &Stamped) -> Finding {
+        // First of all: what is late by now became so in the calm before whatever this event is.
+        if event.at.0 >= self.looked.0 + LOOK_NS || matches!(event.event, Event::Phase(Phase::Over)) {
+            self.looked = event.at;
+            self.late(event)?;
+        }
         match &event.event {
             Event::Watch { watcher, what } => self.watched(event, *watcher, what),
             Event::Node {
@@ -95,6 +105,11 @@ impl Watch {
             }
             Event::Started { node, .. } => {
                 *of_node(&mut self.members, *node) = Member { started: event.at, applied: VecDeque::new() };
+                self.disturbed = event.at;
+                Ok(())
+            }
+            Event::Killed { .. } | Event::Node { event: NodeEvent::Stopped { .. }, .. } => {
+                self.disturbed = event.at;
                 Ok(())
             }
             Event::Fault { on, .. } => {
@@ -102,7 +117,6 @@ impl Watch {
                 self.disturbed = event.at;
                 Ok(())
             }
-            Event::Phase(Phase::Over) => self.over(event),
             _ => Ok(()),
         }
     }
@@ -140,21 +154,28 @@ impl Watch {
                 watching.skip_to(event.sequence, watcher, replay, revision + 1)?;
                 case.right();
             }
-            Watched::Ended { compacted, .. } => {
-                let node = watching.node;
-                self.watches.swap_remove(at);
+            Watched::Ended { reason, wanted, compacted } => {
+                let (_, watching) = self.watches.swap_remove(at);
                 if *compacted != 0 {
-                    let got = format!("canceled: history is compacted up to {compacted}");
-                    let subject = format!("watch {} at {node}", watcher.0);
-                    return Err(Violation::new(event.sequence, subject, "to go on: nobody compacted", got));
+                    let (expected, got) = ("to go on: nobody compacted", format!("it is, up to {compacted}"));
+                    return Err(Violation::new(event.sequence, watching.describe(watcher), expected, got));
+                }
+                if !wanted && self.calm_since().is_some_and(|calm| watching.asked >= calm) {
+                    let (expected, got) = ("to go on, as nothing is wrong", format!("over: {reason}"));
+                    return Err(Violation::new(event.sequence, watching.describe(watcher), expected, got));
                 }
             }
         }
         Ok(())
     }
 
+    /// What is asked from here on is due, as long as it stays calm.
+    fn calm_since(&self) -> Option<Nanos> {
+        (self.faults_on == 0).then_some(Nanos(self.disturbed.0 + GRACE_NS))
+    }
+
     /// Whoever watches must have been told what its member had applied in time.
-    fn over(&mut self, event: &Stamped) -> Finding {
+    fn late(&mut self, event: &Stamped) -> Finding {
         let settled = Nanos(event.at.0.saturating_sub(GRACE_NS));
         if self.faults_on > 0 || self.disturbed > settled {
             return Ok(());

@@ -59,6 +59,9 @@ pub struct LawRow {
     pub name: String,
     pub result: Result,
     pub judged: u64,
+    /// What it was to judge besides, and could not.
+    #[serde(default)]
+    pub given_up: u64,
 }
 
 impl Summary {
@@ -89,12 +92,12 @@ impl Summary {
 }
 
 fn law_row(name: &str, verdict: &Verdict) -> LawRow {
-    let (result, judged) = match verdict {
-        Verdict::Holds { judged } => (Result::Holds, *judged),
-        Verdict::Violated(_) => (Result::Violated, 0),
-        Verdict::Unknown { .. } => (Result::Unknown, 0),
+    let (result, judged, given_up) = match verdict {
+        Verdict::Holds { judged, given_up } => (Result::Holds, *judged, *given_up),
+        Verdict::Violated(_) => (Result::Violated, 0, 0),
+        Verdict::Unknown { .. } => (Result::Unknown, 0, 0),
     };
-    LawRow { name: name.to_owned(), result, judged }
+    LawRow { name: name.to_owned(), result, judged, given_up }
 }
 
 /// A violation outweighs whatever is unknown; what showed nothing does not hold.
@@ -118,7 +121,7 @@ fn missing(scenario: &Scenario, run: &Run) -> Vec<String> {
     for (name, verdict) in &run.laws {
         match verdict {
             Verdict::Unknown { why } => missing.push(format!("{name} cannot judge: {why}")),
-            Verdict::Holds { judged: 0 } => missing.push(format!("{name} judged nothing")),
+            Verdict::Holds { judged: 0, .. } => missing.push(format!("{name} judged nothing")),
             _ => {}
         }
     }

@@ -36,7 +36,10 @@ fn render(out: &mut String, summary: &Summary, plan: &Plan, run: &Run) -> std::f
     )?;
     for (name, verdict) in &run.laws {
         match verdict {
-            Verdict::Holds { judged } => writeln!(out, "law       {name}: holds, {judged} judged")?,
+            Verdict::Holds { judged, given_up: given_up @ 1.. } => {
+                writeln!(out, "law       {name}: holds, {judged} judged, {given_up} given up")?;
+            }
+            Verdict::Holds { judged, .. } => writeln!(out, "law       {name}: holds, {judged} judged")?,
             Verdict::Violated(_) => writeln!(out, "law       {name}: VIOLATED")?,
             Verdict::Unknown { why } => writeln!(out, "law       {name}: UNKNOWN: {why}")?,
         }

@@ -26,6 +26,10 @@ pub struct Client {
     seen: Seen,
     time: SimTime,
     rng: ChaCha8Rng,
+    /// Draws how reads are to be: apart, so that they shift no other choice.
+    shapes: ChaCha8Rng,
+    /// The highest revision that it was told.
+    revision: i64,
     endpoints: Endpoints,
     connection: Option<Kv>,
     calls: u64,
@@ -51,6 +55,8 @@ impl Client {
             recorder: recorder.clone(),
             time: SimTime::current(),
             rng: seed.child("client", number).rng(),
+            shapes: seed.child("shapes", number).rng(),
+            revision: 1,
             endpoints: Endpoints::new(nodes, number),
             connection: None,
             calls: 0,
@@ -104,14 +110,8 @@ impl Client {
         let value: Text = Arc::from(format!("c{}-{}", self.number, self.calls));
         let single = Keys { start: key(number), end: None };
         let span = Keys { start: key(number), end: Some(keys_end()) };
-        let read = |keys, limit| Request::Range {
-            keys,
-            revision: 0,
-            limit,
-            serializable,
-            keys_only: false,
-            count_only: false,
-        };
+        let (revision, keys_only, count_only) = self.shape();
+        let read = |keys, limit| Request::Range { keys, revision, limit, serializable, keys_only, count_only };
         match kind {
             Some(0) => Request::Put { key: key(number), value, previous: flag },
             Some(1) => read(single, 0),
@@ -121,13 +121,26 @@ impl Client {
         }
     }
 
+    /// How a read is to be: as of what revision, with keys only, with their number only. Some ask for the past, and some
+    /// for what may not be there yet.
+    fn shape(&mut self) -> (i64, bool, bool) {
+        let [when, past, what] = [(); 3].map(|()| self.shapes.next_u64());
+        let revision = match when % 16 {
+            0..3 => 1 + (past % self.revision as u64) as i64,
+            3 => self.revision + 1 + (past % 4) as i64,
+            _ => 0,
+        };
+        (revision, what % 8 == 0, what % 8 == 1)
+    }
+
     /// What the key may hold: what somebody saw there last, or nothing. Often wrong, which is an answer too.
     fn guess(&mut self, number: u64) -> Option<Text> {
         let known = self.seen.lock().get(&key(number)).cloned();
         if self.below(8) == 0 { None } else { known }
     }
 
-    fn learn(&self, request: &Request, answer: &Answer) {
+    fn learn(&mut self, request: &Request, answer: &Answer) {
+        self.revision = self.revision.max(answer.revision);
         let mut seen = self.seen.lock();
         match (request, &answer.body) {
             (Request::Put { key, value, .. }, _) => drop(seen.insert(key.clone(), value.clone())),
@@ -135,7 +148,7 @@ impl Client {
                 seen.insert(key.clone(), new.clone());
             }
             (_, Body::CompareAndSet { read: Some(kv), .. }) => drop(seen.insert(kv.key.clone(), kv.value.clone())),
-            (_, Body::Range { kvs, .. }) => {
+            (Request::Range { revision: 0, keys_only: false, .. }, Body::Range { kvs, .. }) => {
                 seen.extend(kvs.iter().map(|kv| (kv.key.clone(), kv.value.clone())));
             }
             _ => {}
@@ -168,7 +181,9 @@ impl Client {
                 self.learn(&request, answer);
                 true
             }
-            _ => false,
+            // It asked for what is not there yet.
+            Outcome::Failed(why) => why.starts_with("OutOfRange"),
+            Outcome::Unknown(_) => false,
         };
         self.recorder.record(Event::Return { op, outcome });
         if ok { self.failures = 0 } else { self.failed(silent) }

@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use detcd_node::{host::Net, proto::etcdserverpb as pb};
+use detcd_node::{api::TRACE_KEY, host::Net, proto::etcdserverpb as pb};
 use tonic::{Code, Status};
 
 use super::Channel;
 use crate::{
-    history::{Change, Event, NodeNumber, Peer, Refused, Text},
+    history::{CHANGE_TRACE, Change, Event, NodeNumber, Peer, Refused, Text},
     world::recorder::Recorder,
 };
 
@@ -38,7 +38,7 @@ impl Operator {
     pub async fn ask(&self, node: NodeNumber, what: Change) -> Result<Vec<Peer>, Refused> {
         let change = self.count.fetch_add(1, Relaxed) + 1;
         self.recorder.record(Event::Asked { change, node, what: what.clone() });
-        let answer = within(self.send(node, what)).await;
+        let answer = within(self.send(change, node, what)).await;
         let outcome = answer.map_err(|status| Refused {
             definite: is_definite(&status),
             why: Arc::from(format!("{:?}: {}", status.code(), status.message())),
@@ -54,7 +54,7 @@ impl Operator {
         Some(within(list).await.ok()?.into_iter().map(peer).collect())
     }
 
-    async fn send(&self, node: NodeNumber, what: Change) -> Result<Vec<Peer>, Status> {
+    async fn send(&self, change: u64, node: NodeNumber, what: Change) -> Result<Vec<Peer>, Status> {
         let own = |urls: Vec<Text>| urls.iter().map(|url| url.to_string()).collect();
         let members = match what {
             Change::MoveLeader { to } => {
@@ -65,19 +65,19 @@ impl Operator {
             }
             Change::Add { url, learner } => {
                 let request = pb::MemberAddRequest { peer_ur_ls: own(vec![url]), is_learner: learner };
-                self.cluster(node).await?.member_add(request).await?.into_inner().members
+                self.cluster(node).await?.member_add(marked(change, request)).await?.into_inner().members
             }
             Change::Promote { member } => {
                 let request = pb::MemberPromoteRequest { id: member };
-                self.cluster(node).await?.member_promote(request).await?.into_inner().members
+                self.cluster(node).await?.member_promote(marked(change, request)).await?.into_inner().members
             }
             Change::Remove { member } => {
                 let request = pb::MemberRemoveRequest { id: member };
-                self.cluster(node).await?.member_remove(request).await?.into_inner().members
+                self.cluster(node).await?.member_remove(marked(change, request)).await?.into_inner().members
             }
             Change::Update { member, urls } => {
                 let request = pb::MemberUpdateRequest { id: member, peer_ur_ls: own(urls) };
-                self.cluster(node).await?.member_update(request).await?.into_inner().members
+                self.cluster(node).await?.member_update(marked(change, request)).await?.into_inner().members
             }
         };
         Ok(members.into_iter().map(peer).collect())
@@ -91,6 +91,12 @@ impl Operator {
         let channel = Channel::connect(&*self.net, node, PATIENCE).await;
         channel.map_err(|error| Status::failed_precondition(format!("nobody was asked: {error}")))
     }
+}
+
+fn marked<T>(change: u64, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert(TRACE_KEY, (CHANGE_TRACE | change).into());
+    request
 }
 
 async fn within<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {

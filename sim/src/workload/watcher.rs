@@ -64,7 +64,7 @@ impl Watcher {
     pub async fn run(mut self) {
         loop {
             if let Err(reason) = self.watch().await {
-                self.record(Watched::Ended { reason, compacted: 0 });
+                self.record(Watched::Ended { reason, wanted: false, compacted: 0 });
             }
             let draw = self.rng.next_u64();
             self.endpoints.leave(draw);
@@ -120,13 +120,15 @@ impl Watcher {
                 }
             }
         }
-        Err("changed its mind".to_owned())
+        self.record(Watched::Ended { reason: "changed its mind".to_owned(), wanted: true, compacted: 0 });
+        Ok(())
     }
 
     fn take(&mut self, response: pb::WatchResponse) -> Result<(), String> {
         let revision = response.header.as_ref().map_or(0, |header| header.revision);
         if response.canceled {
-            self.record(Watched::Ended { reason: response.cancel_reason, compacted: response.compact_revision });
+            let (reason, compacted) = (response.cancel_reason, response.compact_revision);
+            self.record(Watched::Ended { reason, wanted: false, compacted });
             self.next = self.next.max(response.compact_revision);
             return Err("canceled".to_owned());
         }

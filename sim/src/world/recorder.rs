@@ -118,6 +118,7 @@ impl Recorder {
                 record.seam("started", node.0 as u64, &());
             }
             Event::Tampered { node } => record.seam("tampered", node.0 as u64, &()),
+            Event::Store { node, revision, content } => record.seam("store", node.0 as u64, &(revision, content)),
             Event::Killed { node, power_loss } => record.seam("killed", node.0 as u64, power_loss),
             Event::Unsynced { node, what, .. } => record.seam("unsynced", node.0 as u64, &**what),
             Event::Asked { change, what, .. } => record.seam("asked", *change, what),

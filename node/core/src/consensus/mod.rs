@@ -34,11 +34,14 @@ use raft::{
 
 pub use raft::eraftpb::Entry;
 
-pub use self::message::{Message, MessageError};
 use self::{
     election::ElectionTimer,
     log::Log,
     ready::{Held, Standing, Writing},
+};
+pub use self::{
+    message::{Message, MessageError},
+    ready::hash_entry,
 };
 use crate::{
     event::{NodeEvent, Role},

@@ -156,8 +156,7 @@ impl Consensus {
         }
         for entry in &entries {
             let (index, term) = (Index(entry.index), Term(entry.term));
-            let hash = hash_bytes(&entry.data) ^ entry.entry_type as u64;
-            out.push(Output::Note(NodeEvent::Appended { index, term, hash }));
+            out.push(Output::Note(NodeEvent::Appended { index, term, hash: hash_entry(entry) }));
             if entry.entry_type == EntryType::EntryConfChange {
                 out.push(Output::Note(NodeEvent::ChangeAppended { index }));
             }
@@ -260,6 +259,11 @@ impl Consensus {
 
 fn send(messages: Vec<eraftpb::Message>, out: &mut Vec<Output>) {
     out.extend(appends::merge(messages).into_iter().map(|message| Output::Send(Message(message))));
+}
+
+/// What tells an entry from another of the same index and term.
+pub fn hash_entry(entry: &Entry) -> u64 {
+    hash_bytes(&entry.data) ^ entry.entry_type as u64
 }
 
 fn is_change(entry: &Entry) -> bool {

@@ -24,9 +24,16 @@ use crate::{
 };
 
 impl Replica {
-    pub(super) fn change(&mut self, ticket: Ticket, change: ChangeRequest, peers: &Peers, out: &mut Vec<Output>) {
+    pub(super) fn change(
+        &mut self,
+        ticket: Ticket,
+        trace: TraceId,
+        change: ChangeRequest,
+        peers: &Peers,
+        out: &mut Vec<Output>,
+    ) {
         let request = self.proposals.next_id();
-        out.push(Output::Note(NodeEvent::Proposed { trace: TraceId(0), request }));
+        out.push(Output::Note(NodeEvent::Proposed { trace, request }));
         if let Err(refusal) = self.check_change(&change, peers) {
             self.refuse(ticket, request, refusal, out);
         } else if self.proposals.is_full() {

@@ -48,7 +48,7 @@ pub enum Input {
     /// A client wants something replicated.
     Propose(Proposal),
     /// An operator wants the membership changed.
-    Change { ticket: Ticket, change: ChangeRequest, peers: Peers },
+    Change { ticket: Ticket, trace: TraceId, change: ChangeRequest, peers: Peers },
     /// An operator wants another member to lead. Answered once it does.
     Transfer { ticket: Ticket, to: MemberId },
     /// A leader's snapshot message, and the state it is about.

@@ -19,7 +19,7 @@ pub use self::{
     io::{Answer, ChangeRequest, Halt, Input, Output, Peers, Persist, Proposal, SnapshotMark, State, Status},
 };
 use crate::{
-    consensus::{Consensus, Message, Start, Timing},
+    consensus::{Consensus, Message, Start, Timing, hash_entry},
     error::Refusal,
     event::{NodeEvent, Role},
     format::wal::HardState,
@@ -91,6 +91,26 @@ impl Recovered {
     pub fn last(&self) -> Index {
         self.entries.last().map_or(self.before.0, |entry| Index(entry.index))
     }
+
+    /// The event that tells of it.
+    pub fn event(&self) -> NodeEvent {
+        let (state, machine) = (self.hard_state, &self.state.0);
+        let Configuration { voters, learners } = machine.membership.configuration();
+        NodeEvent::Recovered {
+            term: state.term,
+            vote: state.vote,
+            commit: state.commit,
+            before: self.before.0,
+            last: self.last(),
+            entries: self.entries.iter().map(|entry| (Term(entry.term), hash_entry(entry))).collect(),
+            applied: machine.applied(),
+            revision: machine.store.revision(),
+            digest: machine.digest(),
+            voters,
+            learners,
+            removed: machine.membership.removed().collect(),
+        }
+    }
 }
 
 pub struct Replica {
@@ -156,7 +176,7 @@ impl Replica {
             }
             Input::Unreachable(member) => self.consensus.unreachable(member),
             Input::Propose(proposal) => self.propose(proposal, out),
-            Input::Change { ticket, change, peers } => self.change(ticket, change, &peers, out),
+            Input::Change { ticket, trace, change, peers } => self.change(ticket, trace, change, &peers, out),
             Input::Transfer { ticket, to } => self.transfer(ticket, to, out),
             Input::Read { ticket } => self.reads.ask(ticket, self.ticks + self.config.request_ticks(), out),
             Input::Persisted(persist) => self.persisted(persist, out),
@@ -246,7 +266,9 @@ impl Replica {
         self.hub.jump(old.store.revision());
         let (revision, digest) = (self.machine.store.revision(), self.machine.digest());
         let Configuration { voters, learners } = self.machine.membership.configuration();
-        out.push(Output::Note(NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners }));
+        let removed = self.machine.membership.removed().collect();
+        let installed = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners, removed };
+        out.push(Output::Note(installed));
         out.push(Output::Discard(State(Box::new(old))));
         self.give_up_on_terms_before(term, out);
     }

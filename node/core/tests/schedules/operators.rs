@@ -3,7 +3,7 @@ use detcd_core::{
     limits,
     machine::membership::Member as Founder,
     replica::{ChangeRequest, Input, Peers, Recovered},
-    types::{MemberId, Ticket},
+    types::{MemberId, Ticket, TraceId},
 };
 
 use crate::{
@@ -30,7 +30,7 @@ impl Cluster {
         };
         let peers = Peers { connected: chosen(connected), healthy: chosen(connected & healthy) };
         self.laws.asked(id(at), ticket, Request::Change(change.clone()), self.change_ticks());
-        self.input(at, Input::Change { ticket, change, peers })
+        self.input(at, Input::Change { ticket, trace: TraceId(0), change, peers })
     }
 
     /// The request, and the number of the newcomer if it is about one. `None` if there are enough already.

@@ -155,7 +155,10 @@ impl Bench {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         let all: Vec<_> = self.members.keys().map(|id| MemberId(*id)).collect();
-        self.input(id, Input::Change { ticket, change, peers: Peers { connected: all.clone(), healthy: all } });
+        self.input(
+            id,
+            Input::Change { ticket, trace: TraceId(0), change, peers: Peers { connected: all.clone(), healthy: all } },
+        );
     }
 
     pub fn transfer(&mut self, id: u64, to: u64) {

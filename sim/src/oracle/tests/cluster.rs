@@ -12,13 +12,13 @@ use detcd_core::{
 
 use super::traffic::{Op, State, Tell, Watcher};
 use crate::{
-    history::{Event, Nanos, NodeNumber, Phase, Request, Stamped, Text},
+    history::{Content, Event, Nanos, NodeNumber, Phase, Request, Stamped, Text},
     seed::{ChaCha8Rng, Rng, Seed},
 };
 
 pub const MS: u64 = 1_000_000;
 /// Simulated time, in milliseconds: faults begin and end, clients end, the run ends.
-const FAULTS: (u64, u64) = (2_000, 8_000);
+pub const FAULTS: (u64, u64) = (2_000, 8_000);
 const RECOVERY: u64 = 9_500;
 const CLIENTS_END: u64 = 19_000;
 const OVER: u64 = 22_000;
@@ -223,10 +223,28 @@ impl World {
         let (incarnation, durable) = (member.incarnation + 1, std::mem::take(&mut member.durable));
         *member = Member { up: true, incarnation, term, vote, log, commit, durable, ..Member::default() };
         let last = Index(member.log.len() as u64);
+        let entries = member.log.iter().map(|entry| (Term(entry.term), entry.hash)).collect();
         let (term, vote, commit) = (Term(term), MemberId(vote), Index(commit as u64));
         // Without checkpoints, it applies its log from the first entry on.
         let (before, applied, revision, digest) = (Index(0), Index(0), Revision(1), Digest(0));
-        self.note(at, NodeEvent::Recovered { term, vote, commit, before, last, applied, revision, digest });
+        self.note(
+            at,
+            NodeEvent::Recovered {
+                term,
+                vote,
+                commit,
+                before,
+                last,
+                entries,
+                applied,
+                revision,
+                digest,
+                voters: vec![],
+                learners: vec![],
+                removed: vec![],
+            },
+        );
+        self.emit(Event::Store { node: NodeNumber(at + 1), revision: 1, content: Content::default() });
         self.apply(at);
     }
 

@@ -5,7 +5,7 @@ use detcd_core::{
 };
 
 use super::{History, breaks, breaks_both, cluster::id};
-use crate::history::{Change, Event, NodeNumber, Peer};
+use crate::history::{Content, Event, KeyValue, Keys, NodeNumber};
 
 const DURABILITY: &str = "durability";
 const AGREEMENT: &str = "agreement";
@@ -14,7 +14,7 @@ const LOGS: &str = "log_matching";
 const MEMBERSHIP: &str = "membership";
 
 impl History {
-    fn node_event(&mut self, at: usize) -> &mut NodeEvent {
+    pub fn node_event(&mut self, at: usize) -> &mut NodeEvent {
         match &mut self.events[at].event {
             Event::Node { event, .. } => event,
             other => panic!("{other:?}"),
@@ -22,14 +22,14 @@ impl History {
     }
 
     /// What a member read back at a later start, if it is as wanted.
-    fn recovered(&mut self, wanted: impl Fn(&NodeEvent) -> bool) -> Option<&mut NodeEvent> {
+    pub fn recovered(&mut self, wanted: impl Fn(&NodeEvent) -> bool) -> Option<&mut NodeEvent> {
         let recovered = |event: &NodeEvent| matches!(event, NodeEvent::Recovered { .. }).then(|| wanted(event));
         let (at, ..) = self.nodes(recovered).skip(3).find(|(.., wanted)| *wanted)?;
         Some(self.node_event(at))
     }
 
     /// Who leads at the end.
-    fn last_leader(&self) -> (NodeNumber, Term) {
+    pub fn last_leader(&self) -> (NodeNumber, Term) {
         let leads = |event: &NodeEvent| match event {
             NodeEvent::RoleChanged { role: Role::Leader, term, .. } => Some(*term),
             _ => None,
@@ -86,8 +86,16 @@ fn what_is_not_on_a_quorum_breaks_durability() {
 fn what_is_lost_over_a_restart_breaks_durability() {
     // Then its log has gaps, too.
     breaks_both(DURABILITY, &[LOGS], |history| {
-        let Some(NodeEvent::Recovered { last, .. }) = history.recovered(|_| true) else { return false };
+        let Some(NodeEvent::Recovered { last, entries, .. }) = history.recovered(|_| true) else { return false };
         *last = Index(3);
+        entries.truncate(3);
+        true
+    });
+    // As many, but not the same.
+    breaks_both(DURABILITY, &[LOGS], |history| {
+        let Some(NodeEvent::Recovered { entries, .. }) = history.recovered(|_| true) else { return false };
+        let middle = entries.len() / 2;
+        entries[middle].0.0 += 1_000;
         true
     });
     breaks(DURABILITY, |history| {
@@ -129,8 +137,48 @@ fn what_is_lost_over_a_restart_breaks_durability() {
     });
 }
 
+/// What the store holds at its last revision, version by version.
+fn content(history: &History) -> (i64, Content) {
+    let (mut content, everything) = (Content::default(), Keys { start: "".into(), end: Some("z".into()) });
+    for (before, after) in history.states.iter().zip(&history.states[1..]) {
+        for event in before.events(after, &everything, false) {
+            let KeyValue { key, value, created, modified, version } = &event.kv;
+            let alive = (!event.deleted).then_some((value.as_bytes(), *created, *version));
+            content.add(key.as_bytes(), *modified, alive);
+        }
+    }
+    (history.states.last().expect("there are some").revision, content)
+}
+
+/// The label is right, and what is behind it is not.
+#[test]
+fn a_state_that_lacks_a_version_breaks_agreement() {
+    let holds = |history: &mut History, revision: i64, content: Content| {
+        let end = history.events.len() - 1;
+        history.insert(end, Event::Store { node: NodeNumber(2), revision, content });
+    };
+    breaks(AGREEMENT, |history| {
+        let (revision, content) = self::content(history);
+        holds(history, revision, content);
+        holds(history, revision, Content(content.0 - 1));
+        true
+    });
+    breaks(AGREEMENT, |history| {
+        let (revision, content) = self::content(history);
+        holds(history, revision + 1, content);
+        true
+    });
+    let (events, states) = super::cluster::history(1, 3);
+    let mut history = History { events, states };
+    let (revision, content) = self::content(&history);
+    holds(&mut history, revision, content);
+    let verdicts = super::judge(&super::CONFIG, &history.events);
+    let (_, verdict) = verdicts.iter().find(|(law, _)| *law == AGREEMENT).expect("it is a law");
+    assert!(matches!(verdict, super::Verdict::Holds { .. }), "{verdict:?}");
+}
+
 /// What another member than the first applies at some index after the founding entries.
-fn spoil_second(history: &mut History, spoil: impl Fn(&mut NodeEvent)) -> bool {
+pub fn spoil_second(history: &mut History, spoil: impl Fn(&mut NodeEvent)) -> bool {
     let applied = |event: &NodeEvent| match event {
         NodeEvent::Applied { index, .. } if index.0 == 20 => Some(()),
         _ => None,
@@ -166,7 +214,8 @@ fn members_that_differ_break_agreement() {
             let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
             let digest = Digest(digest.0 + 1);
             let (voters, learners) = ([0, 1, 2].map(|at| MemberId(id(at))).to_vec(), Vec::new());
-            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners };
+            let removed = Vec::new();
+            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners, removed };
         })
     });
     // One entry left out, and one taken twice.
@@ -266,20 +315,20 @@ fn logs_that_differ_break_log_matching() {
         let appended = move |event: &NodeEvent| matches!(event, NodeEvent::Appended { index: at, .. } if *at == index);
         history.nodes(move |event| appended(event).then_some(())).nth(1).expect("it is replicated").0
     };
-    breaks(LOGS, move |history| {
+    breaks_both(LOGS, &[DURABILITY], move |history| {
         let at = leaders_entry(history);
         let NodeEvent::Appended { hash, .. } = history.node_event(at) else { unreachable!() };
         *hash += 1;
         true
     });
     // The same entry, but something else before it.
-    breaks(LOGS, move |history| {
+    breaks_both(LOGS, &[DURABILITY], move |history| {
         let at = leaders_entry(history);
         let NodeEvent::Appended { term, .. } = history.node_event(at) else { unreachable!() };
         term.0 += 1_000;
         true
     });
-    breaks(LOGS, move |history| {
+    breaks_both(LOGS, &[DURABILITY], move |history| {
         let at = leaders_entry(history);
         history.events.remove(at);
         true
@@ -326,132 +375,37 @@ fn logs_that_change_break_log_matching() {
     });
 }
 
-/// What three of five would have to hold, two of three do.
+/// By what the first member to apply some entry, who leads then, applies with it these have a say.
+fn change_voters(history: &mut History, voters: impl IntoIterator<Item = u64>) -> bool {
+    let applied = |event: &NodeEvent| match event {
+        NodeEvent::Applied { index, .. } if index.0 == 20 => Some(*index),
+        _ => None,
+    };
+    let Some((at, node, index)) = history.nodes(applied).next() else { return false };
+    let (voters, learners) = (voters.into_iter().map(MemberId).collect(), Vec::new());
+    let event = NodeEvent::ConfigurationApplied { index, voters, learners, valid: true };
+    history.insert(at + 1, Event::Node { node, event });
+    true
+}
+
 #[test]
 fn a_quorum_is_one_of_the_voters_in_force() {
-    breaks_both(DURABILITY, &[MEMBERSHIP], |history| {
-        let applied = |event: &NodeEvent| match event {
-            NodeEvent::Applied { index, .. } if index.0 == 20 => Some(*index),
-            _ => None,
-        };
-        let Some((at, node, index)) = history.nodes(applied).next() else { return false };
-        let voters: Vec<_> = [1, 2, 3, 4, 5].map(|stranger| MemberId(stranger << 32)).into();
-        let twice = [Index(index.0 - 1), index];
-        for index in twice {
-            let (voters, learners) = (voters.clone(), Vec::new());
-            let event = NodeEvent::ConfigurationApplied { index, voters, learners, valid: true };
-            history.insert(at, Event::Node { node, event });
-        }
-        true
-    });
-}
-
-/// Every account of the change at this index.
-fn at_change(history: &mut History, index: u64, spoil: impl Fn(&mut Vec<MemberId>, &mut Vec<MemberId>)) {
-    for event in &mut history.events {
-        if let Event::Node { event: NodeEvent::ConfigurationApplied { index: at, voters, learners, .. }, .. } =
-            &mut event.event
-            && at.0 == index
-        {
-            spoil(voters, learners);
-        }
-    }
+    // What three of five would have to hold, two of three do.
+    breaks_both(DURABILITY, &[MEMBERSHIP], |history| change_voters(history, [1, 2, 3, 4, 5].map(|id| id << 32)));
+    // A fourth member joined: two are not enough any more.
+    breaks(DURABILITY, |history| change_voters(history, [id(0), id(1), id(2), 1 << 32]));
 }
 
 #[test]
-fn memberships_that_make_no_sense_break_membership() {
-    // One member has it otherwise.
-    breaks(MEMBERSHIP, |history| {
-        let change = |event: &NodeEvent| match event {
-            NodeEvent::ConfigurationApplied { index, .. } if index.0 == 2 => Some(()),
-            _ => None,
-        };
-        let (at, ..) = history.nodes(change).nth(1).expect("all apply it");
-        let NodeEvent::ConfigurationApplied { voters, learners, .. } = history.node_event(at) else { unreachable!() };
-        learners.extend(voters.pop());
-        true
-    });
-    // One takes a state over that says otherwise.
-    breaks(MEMBERSHIP, |history| {
-        spoil_second(history, |event| {
-            let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
-            let voters = [0, 1].map(|at| MemberId(id(at))).to_vec();
-            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners: Vec::new() };
-        })
-    });
-    // What was not valid changed something.
-    breaks(MEMBERSHIP, |history| {
-        let applied = |event: &NodeEvent| matches!(event, NodeEvent::Applied { index: Index(20), .. }).then_some(());
-        let Some((at, node, ())) = history.nodes(applied).next() else { return false };
-        let voters = [0, 1].map(|at| MemberId(id(at))).to_vec();
-        let event = NodeEvent::ConfigurationApplied { index: Index(20), voters, learners: Vec::new(), valid: false };
-        history.insert(at + 1, Event::Node { node, event });
-        true
-    });
-    // Two at once.
-    breaks(MEMBERSHIP, |history| {
-        at_change(history, 2, |voters, _| voters.push(MemberId(id(2))));
-        true
-    });
-    // Who was removed is back.
-    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
-        at_change(history, 2, |voters, _| *voters = vec![MemberId(id(1))]);
-        true
-    });
-    // Nobody is left.
-    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
-        at_change(history, 1, |voters, _| voters.clear());
-        true
-    });
-}
-
-#[test]
-fn who_stands_for_election_without_a_vote_breaks_membership() {
-    breaks_both(MEMBERSHIP, &[DURABILITY], |history| {
-        let (leader, _) = history.last_leader();
-        let leader = MemberId(id(leader.0 - 1));
-        at_change(history, 3, |voters, learners| {
-            voters.retain(|voter| *voter != leader);
-            learners.push(leader);
-        });
-        // Removed and a learner at once is two changes, unless it came last.
-        leader == MemberId(id(2))
-    });
-}
-
-#[test]
-fn a_false_word_of_who_is_a_member_breaks_membership() {
-    let told = |history: &mut History, what: Change, peers: Vec<Peer>| {
-        let mut event = history.events.last().expect("it ends").clone();
-        event.event = Event::Asked { change: 1, node: NodeNumber(1), what };
-        history.events.push(event.clone());
-        event.event = Event::Told { change: 1, outcome: Ok(peers) };
-        history.events.push(event);
-    };
-    let peer = |at: usize| Peer { member: id(at), name: "".into(), urls: vec!["x".into()], learner: false };
-    // As it is: that is no lie.
-    let good = |history: &mut History| {
-        told(history, Change::Update { member: id(0), urls: vec!["x".into()] }, (0..3).map(peer).collect());
-    };
-    breaks(MEMBERSHIP, |history| {
-        good(history);
-        told(history, Change::Remove { member: id(2) }, (0..3).map(peer).collect());
-        true
-    });
-    breaks(MEMBERSHIP, |history| {
-        good(history);
-        told(history, Change::Remove { member: id(0) }, vec![peer(1), peer(2)]);
-        true
-    });
-    breaks(MEMBERSHIP, |history| {
-        good(history);
-        told(history, Change::Add { url: "x".into(), learner: true }, (0..3).map(peer).collect());
-        true
-    });
-    breaks(MEMBERSHIP, |history| {
-        let mut event = history.events.last().expect("it ends").clone();
-        event.event = Event::Node { node: NodeNumber(2), event: NodeEvent::Removed };
-        history.events.push(event);
+fn what_is_read_back_was_there_before() {
+    // Whatever may have happened to its disk. If it leads later, what was acknowledged is missing, too.
+    breaks_both(LOGS, &[DURABILITY], |history| {
+        let Some(NodeEvent::Recovered { entries, .. }) = history.recovered(|_| true) else { return false };
+        let middle = entries.len() / 2;
+        entries[middle].1 += 1;
+        let recovered = |event: &NodeEvent| matches!(event, NodeEvent::Recovered { .. }).then_some(());
+        let (at, node, ()) = history.nodes(recovered).nth(3).expect("just seen");
+        history.insert(at, Event::Tampered { node });
         true
     });
 }

@@ -17,8 +17,8 @@ fn phase(history: &History, wanted: Phase) -> usize {
 
 #[test]
 fn a_cluster_that_does_not_recover_breaks_recovery() {
-    // Nobody ever leads.
-    breaks(RECOVERY, |history| {
+    // Nobody ever leads, so nobody commits.
+    breaks_both(RECOVERY, &["durability"], |history| {
         for event in &mut history.events {
             if let Event::Node { event: NodeEvent::RoleChanged { role, .. }, .. } = &mut event.event
                 && *role == Role::Leader
@@ -29,7 +29,7 @@ fn a_cluster_that_does_not_recover_breaks_recovery() {
         true
     });
     // No write is acknowledged any more.
-    breaks(RECOVERY, |history| {
+    breaks_both(RECOVERY, &[PROMPTNESS], |history| {
         let from = phase(history, Phase::Recovery);
         for done in history.done().into_iter().filter(|done| done.at > from && done.request.writes()) {
             let outcome = Outcome::Unknown("no answer in time".into());
@@ -61,7 +61,7 @@ fn recovery_is_due_within_its_bound() {
         let verdicts = judge(&LawConfig { recovery_bound_ms: bound, ..CONFIG }, events);
         verdicts.into_iter().find(|(law, _)| *law == RECOVERY).expect("it is a law").1
     };
-    assert!(matches!(verdict(4_000, &events), Verdict::Holds { judged: 4 }));
+    assert!(matches!(verdict(4_000, &events), Verdict::Holds { judged: 4, .. }));
     assert!(matches!(verdict(1, &events), Verdict::Violated(_)));
     let without: Vec<_> = events.iter().filter(|event| event.event != Event::Phase(Phase::Recovery)).cloned().collect();
     assert!(matches!(verdict(4_000, &without), Verdict::Unknown { .. }));
@@ -95,8 +95,15 @@ fn a_late_answer_breaks_promptness() {
         history.events.remove(at);
         true
     });
-    // It comes only as a fault begins.
+    // It is a refusal.
     breaks(PROMPTNESS, |history| {
+        let Some(at) = calm_return(history) else { return false };
+        let Event::Return { outcome, .. } = &mut history.events[at].event else { unreachable!() };
+        *outcome = Outcome::Unknown("Unavailable: try another one".into());
+        true
+    });
+    // It comes only as a fault begins.
+    breaks_both(PROMPTNESS, &["durability"], |history| {
         let Some(at) = calm_return(history) else { return false };
         let late = Nanos(history.events[at].at.0 + 100 * cluster::MS);
         history.events.remove(at);
@@ -118,5 +125,5 @@ fn without_a_calm_nothing_is_judged() {
     let fault = Event::Fault { fault: "for ever".into(), on: true };
     events.insert(0, Stamped { at: Nanos(0), sequence: 0, event: fault });
     let verdicts = judge(&CONFIG, &events);
-    assert!(verdicts.contains(&(PROMPTNESS, Verdict::Holds { judged: 0 })), "{verdicts:?}");
+    assert!(verdicts.contains(&(PROMPTNESS, Verdict::Holds { judged: 0, given_up: 0 })), "{verdicts:?}");
 }

@@ -6,11 +6,12 @@ use detcd_core::{
     types::{Index, RequestId, TraceId},
 };
 
-use super::cluster::{Act, Entry, MS, World, id};
+use super::cluster::{Act, Entry, FAULTS, MS, World, id};
 use crate::history::{
     Answer, Body, Event, KeyValue, Keys, NodeNumber, OpId, Outcome, Request, Text, Watched, WatchedEvent, WatcherId,
 };
 
+const CHANGED_MIND: &str = "changed its mind";
 /// A client gives up after so many milliseconds.
 const PATIENCE_MS: u64 = 1_000;
 
@@ -105,7 +106,7 @@ impl State {
     }
 
     /// What a watch on `keys` sees between this store and the next.
-    fn events(&self, next: &State, keys: &Keys, previous: bool) -> Vec<WatchedEvent> {
+    pub fn events(&self, next: &State, keys: &Keys, previous: bool) -> Vec<WatchedEvent> {
         let mut all: Vec<_> = self.keys.keys().chain(next.keys.keys()).filter(|key| keys.contains(key)).collect();
         all.sort();
         all.dedup();
@@ -212,7 +213,8 @@ impl World {
                 let request = RequestId(self.requests);
                 self.ops.get_mut(&number).expect("it was called").id = request.0;
                 self.note(at, NodeEvent::Proposed { trace: TraceId(number), request });
-                if self.below(30) == 0 {
+                // Once the faults are over nothing may be refused.
+                if self.below(30) == 0 && self.now < FAULTS.1 * MS {
                     self.note(at, NodeEvent::Refused { request, definite: true });
                     return self.hop(Act::Return { op: number, outcome: Outcome::Failed("too many requests".into()) });
                 }
@@ -308,7 +310,7 @@ impl World {
     fn end(&mut self, watcher: usize, reason: &str) {
         let state = &mut self.watchers[watcher];
         (state.epoch, state.cursor) = (state.epoch + 1, 0);
-        self.heard(watcher, Watched::Ended { reason: reason.into(), compacted: 0 });
+        self.heard(watcher, Watched::Ended { reason: reason.into(), wanted: reason == CHANGED_MIND, compacted: 0 });
         self.later(50, Act::Ask { watcher });
     }
 
@@ -402,7 +404,7 @@ impl World {
             return;
         }
         if self.clients_run() && self.below(4) == 0 {
-            return self.end(watcher, "changed its mind");
+            return self.end(watcher, CHANGED_MIND);
         }
         if cursor == revision + 1 {
             self.send(watcher, Watched::Progress { revision });

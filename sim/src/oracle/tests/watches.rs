@@ -1,6 +1,6 @@
 //! Spoilt watches.
-use super::{History, breaks};
-use crate::history::{Event, Watched, WatchedEvent, WatcherId};
+use super::{History, breaks, cluster::MS};
+use crate::history::{Event, Nanos, Watched, WatchedEvent, WatcherId};
 
 const WATCH: &str = "watch";
 
@@ -181,8 +181,56 @@ fn wrong_headers_and_progress_break_watch() {
     });
     breaks(WATCH, |history| {
         let (at, watcher, _) = history.responses()[9].clone();
-        let what = Watched::Ended { reason: "compacted".into(), compacted: 3 };
+        let what = Watched::Ended { reason: "compacted".into(), wanted: false, compacted: 3 };
         history.insert(at, Event::Watch { watcher, what });
         true
+    });
+}
+
+/// Watches that begin and end in the calm at the end: whose, and where they were asked for and ended.
+fn calm_watches(history: &History) -> Vec<(WatcherId, usize, usize)> {
+    let (mut asked, mut watches) = (std::collections::BTreeMap::new(), Vec::new());
+    for (at, event) in history.events.iter().enumerate() {
+        match &event.event {
+            Event::Watch { watcher, what: Watched::Asked { .. } } => drop(asked.insert(*watcher, at)),
+            Event::Watch { watcher, what: Watched::Ended { wanted: true, .. } } => {
+                let begun = asked[watcher];
+                if history.events[begun].at >= Nanos(12_000 * MS) {
+                    watches.push((*watcher, begun, at));
+                }
+            }
+            _ => {}
+        }
+    }
+    watches
+}
+
+#[test]
+fn what_is_late_in_a_calm_breaks_watch() {
+    // A watch that its watcher did not give up.
+    breaks(WATCH, |history| {
+        let Some((.., ended)) = calm_watches(history).pop() else { return false };
+        let Event::Watch { what: Watched::Ended { wanted, .. }, .. } = &mut history.events[ended].event else {
+            unreachable!()
+        };
+        *wanted = false;
+        true
+    });
+    // It is made and hears of nothing, until its watcher changes its mind and hears of the rest elsewhere.
+    breaks(WATCH, |history| {
+        let watches = calm_watches(history);
+        let Some((of, asked, _)) = watches.first().copied() else { return false };
+        let (_, _, ended) = watches.into_iter().rfind(|(watcher, ..)| *watcher == of).expect("just seen");
+        let (mut place, mut made) = (0, false);
+        let long = history.events[ended].at.0 - history.events[asked].at.0 > 4_000 * MS;
+        history.events.retain(|event| {
+            place += 1;
+            let Event::Watch { watcher, what } = &event.event else { return true };
+            let within = *watcher == of && place > asked + 1 && place <= ended;
+            let first = within && !made && matches!(what, Watched::Created { .. });
+            made |= first;
+            !within || first
+        });
+        long
     });
 }
