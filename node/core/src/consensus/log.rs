@@ -73,12 +73,14 @@ impl Log {
         self.conf_state = metadata.get_conf_state().clone();
     }
 
-    /// The last index that must go for the rest to fit into so many bytes, of those that are applied; the position before
-    /// the log if all fits.
+    /// The last index that must go for the rest to fit into so many bytes, of those that are applied; at most the position
+    /// before the log if all fits.
     pub fn overhang(&self, bytes_max: u64) -> u64 {
-        let (mut bytes, mut index) = (self.bytes, self.before.0);
-        for slot in &self.entries {
-            if bytes <= bytes_max || index == self.applied.0 {
+        let (mut bytes, mut index) = (self.bytes, self.before.0.min(self.applied.0));
+        // A restart may have far more to apply than may stay, and this is asked again and again.
+        let applied = self.applied.0.saturating_sub(self.before.0) as usize;
+        for slot in self.entries.iter().take(applied) {
+            if bytes <= bytes_max {
                 break;
             }
             bytes -= slot.bytes();
@@ -214,7 +216,7 @@ mod tests {
     fn bytes_follow_what_is_replaced_and_cut() {
         let mut log = log();
         assert_eq!((log.bytes, log.last(), log.first()), (1_000, 10, 5));
-        assert_eq!([1_000, 999, 700, 1].map(|max| log.overhang(max)), [4, 5, 7, 10]);
+        assert_eq!([1_000, 999, 700, 1].map(|max| log.overhang(max)), [4, 5, 7, 9]);
         assert!(log.cut(7));
         assert_eq!((log.bytes, log.before, log.last()), (600, (7, 3), 10));
         assert!(!log.cut(6));

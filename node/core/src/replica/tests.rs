@@ -133,7 +133,7 @@ fn proposal(ticket: u64, bytes: usize) -> Input {
 fn removal(ticket: u64, id: u64) -> Input {
     let all: Vec<_> = (1..=3).map(MemberId).collect();
     let peers = Peers { connected: all.clone(), healthy: all };
-    Input::Change { ticket: Ticket(ticket), change: ChangeRequest::Remove(MemberId(id)), peers }
+    Input::Change { ticket: Ticket(ticket), trace: TraceId(0), change: ChangeRequest::Remove(MemberId(id)), peers }
 }
 
 /// Everything that these members send each other arrives and all that they write becomes durable, until all is quiet.
