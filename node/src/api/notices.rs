@@ -21,7 +21,8 @@ impl NoticeQueue {
         self.waker.wake();
     }
 
-    pub fn len(&self) -> usize {
+    /// How many wait to be sent.
+    pub fn waiting(&self) -> usize {
         self.notices.lock().len()
     }
 

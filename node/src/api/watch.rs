@@ -61,7 +61,7 @@ impl WatchStream {
     /// Takes in what the client asks, for as long as it also takes what it is told. The error that ended the stream.
     fn take_in(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..WATCH_REQUESTS_AT_ONCE {
-            let Some(requests) = self.requests.as_mut().filter(|_| self.notices.len() < WATCH_NOTICES_MAX) else {
+            let Some(requests) = self.requests.as_mut().filter(|_| self.notices.waiting() < WATCH_NOTICES_MAX) else {
                 return Ok(());
             };
             match Pin::new(requests).poll_next(cx) {
