@@ -60,11 +60,9 @@ impl Law for Promptness {
         // First of all: whatever this event is, what is overdue by now became so in the calm before it.
         self.judge(event);
         match &event.event {
-            Event::Call { op, client, node, request } => {
-                if self.is_calm(event.at) {
-                    let (op, client, node, request) = (*op, *client, *node, request.clone());
-                    self.due.push_back(Due { op, client, node, request, called: event.at });
-                }
+            Event::Call { op, client, node, request } if self.is_calm(event.at) => {
+                let (op, client, node, request) = (*op, *client, *node, request.clone());
+                self.due.push_back(Due { op, client, node, request, called: event.at });
             }
             Event::Return { op, outcome } => {
                 if let Some(at) = self.due.iter().position(|due| due.op == *op) {
