@@ -3,6 +3,7 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io,
+    ops::Range,
     os::{
         fd::AsRawFd,
         unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
@@ -139,11 +140,17 @@ fn lock(file: &fs::File) -> io::Result<()> {
 /// would otherwise gather in memory as a whole, and every sync of the log would wait for it. Promises nothing, but an
 /// error that it meets is told here and by no later sync.
 fn write_behind(file: &fs::File, offset: u64, len: u64) -> io::Result<()> {
-    let before = offset.saturating_sub(WRITE_BEHIND_BYTES_MAX);
     sync_range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE)?;
+    let due = due(offset, len);
     let and_wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // A length of 0 would mean all of the file.
-    if before == offset { Ok(()) } else { sync_range(file, before, offset - before, and_wait) }
+    if due.is_empty() { Ok(()) } else { sync_range(file, due.start, due.end - due.start, and_wait) }
+}
+
+/// What must be on its disk after a write, of a file that is written from its beginning on and without gaps. The writes
+/// before have waited for all that comes before it.
+fn due(offset: u64, len: u64) -> Range<u64> {
+    offset.saturating_sub(WRITE_BEHIND_BYTES_MAX)..(offset + len).saturating_sub(WRITE_BEHIND_BYTES_MAX)
 }
 
 fn sync_range(file: &fs::File, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
@@ -240,6 +247,18 @@ impl File for OpenFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn so_much_may_wait_for_the_disk_and_no_more() {
+        let (mut offset, mut settled) = (0, 0);
+        for len in [1 << 20, 1 << 18, 3 << 20, 1 << 20, 9 << 20, 1 << 18].repeat(3) {
+            let due = due(offset, len);
+            assert_eq!(due.start, settled);
+            offset += len;
+            settled = due.end;
+            assert_eq!(offset - settled, offset.min(WRITE_BEHIND_BYTES_MAX));
+        }
+    }
 
     #[tokio::test]
     async fn a_lock_keeps_others_out_whatever_its_file_is_called_later() {
