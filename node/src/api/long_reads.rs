@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::background;
+
 #[derive(Clone)]
 pub struct LongReads(Arc<Semaphore>);
 
@@ -29,8 +31,7 @@ impl Place {
     /// Runs the read. Its place is taken until it is done, though whoever wanted it may be gone by then. `None` when the
     /// node is about to end.
     pub async fn run<T: Send + 'static>(self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        #[allow(deprecated)] // by the simulated runtime, where it is a task like any other
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = background::spawn(move || {
             let result = read();
             drop(self.0);
             result
