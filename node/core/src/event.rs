@@ -11,6 +11,15 @@ pub enum Role {
     Leader,
 }
 
+/// Who belongs to a state, and who was ever removed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Members {
+    pub voters: Vec<MemberId>,
+    pub learners: Vec<MemberId>,
+    pub removed: Vec<MemberId>,
+}
+
+/// What comes often is small: an output of the core is as large as the largest of these.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NodeEvent {
     /// The node read its files back and is about to take part. The log goes from behind `before` to `last`, and
@@ -22,13 +31,11 @@ pub enum NodeEvent {
         commit: Index,
         before: Index,
         last: Index,
-        entries: Vec<(Term, u64)>,
+        entries: Box<[(Term, u64)]>,
         applied: Index,
         revision: Revision,
         digest: Digest,
-        voters: Vec<MemberId>,
-        learners: Vec<MemberId>,
-        removed: Vec<MemberId>,
+        members: Box<Members>,
     },
     /// Role, term or known leader changed. `leader` is 0 when unknown.
     RoleChanged {
@@ -110,9 +117,7 @@ pub enum NodeEvent {
         term: Term,
         revision: Revision,
         digest: Digest,
-        voters: Vec<MemberId>,
-        learners: Vec<MemberId>,
-        removed: Vec<MemberId>,
+        members: Box<Members>,
     },
     /// A snapshot of this index was handed to the transport.
     SnapshotSent {

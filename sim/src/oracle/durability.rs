@@ -97,8 +97,8 @@ impl Durability {
                 member.checked = 0;
             }
             NodeEvent::ConfigurationApplied { voters, .. } => member.applied(voters),
-            NodeEvent::SnapshotInstalled { index, voters, .. } => {
-                member.applied(voters);
+            NodeEvent::SnapshotInstalled { index, members, .. } => {
+                member.applied(&members.voters);
                 member.commit = member.commit.max(index.0);
             }
             NodeEvent::PersistStarted { persist, term, vote, .. } => {
@@ -121,7 +121,7 @@ impl Durability {
     }
 
     fn recovered(&mut self, sequence: u64, node: NodeNumber, what: &NodeEvent) -> Finding {
-        let NodeEvent::Recovered { term, vote, commit, before, last, entries, applied, voters, .. } = what else {
+        let NodeEvent::Recovered { term, vote, commit, before, last, entries, applied, members, .. } = what else {
             unreachable!("it reads its files back")
         };
         let member = of_node(&mut self.members, node);
@@ -133,7 +133,7 @@ impl Durability {
         let found = Found::new(*term, *vote, *before, entries);
         let right = member.log.recover(&found);
         (member.leads, member.stood_down, member.commit, member.checked) = (false, None, commit.0, 0);
-        member.applied(voters);
+        member.applied(&members.voters);
         if commit > last || applied > last {
             let got = format!("commit {commit}, a state as of {applied}, and a log up to {last}");
             return violation("a log that reaches as far as what it says of it".into(), got);

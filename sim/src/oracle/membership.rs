@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use detcd_core::{
-    event::{NodeEvent, Role},
+    event::{Members, NodeEvent, Role},
     types::MemberId,
 };
 
@@ -174,12 +174,11 @@ impl Membership {
                     None => Ok(()),
                 }
             }
-            NodeEvent::SnapshotInstalled { index, voters, learners, removed, .. } => {
-                self.goes_on(sequence, node, "takes over", index.0, &Configuration::new(voters, learners), removed)
+            NodeEvent::SnapshotInstalled { index, members, .. } => {
+                self.goes_on(sequence, node, "takes over", index.0, members)
             }
-            NodeEvent::Recovered { applied, voters, learners, removed, .. } => {
-                let now = Configuration::new(voters, learners);
-                self.goes_on(sequence, node, "starts from", applied.0, &now, removed)
+            NodeEvent::Recovered { applied, members, .. } => {
+                self.goes_on(sequence, node, "starts from", applied.0, members)
             }
             NodeEvent::RoleChanged { role: Role::Candidate | Role::Leader, .. } => self.stands(sequence, node),
             NodeEvent::Removed => {
@@ -234,26 +233,20 @@ impl Membership {
     }
 
     /// It goes on from a state as of this index.
-    fn goes_on(
-        &mut self,
-        sequence: u64,
-        node: NodeNumber,
-        how: &str,
-        index: u64,
-        now: &Configuration,
-        removed: &[MemberId],
-    ) -> Finding {
+    fn goes_on(&mut self, sequence: u64, node: NodeNumber, how: &str, index: u64, members: &Members) -> Finding {
+        let Members { voters, learners, removed } = members;
+        let now = Configuration::new(voters, learners);
         of_node(&mut self.members, node).known = index;
         let expected = self.before(index + 1);
         let gone: BTreeSet<_> = self.removed.iter().filter(|(_, at)| **at <= index).map(|(id, _)| *id).collect();
         let told: BTreeSet<_> = removed.iter().map(|id| id.0).collect();
-        self.right_if(expected == *now && gone == told, || {
+        self.right_if(expected == now && gone == told, || {
             let show = |members: &Configuration, removed: &BTreeSet<u64>| {
                 let removed = removed.iter().map(|id| format!("{id:x}")).collect::<Vec<_>>().join(" ");
                 format!("{}; removed {removed}", members.show())
             };
             let subject = format!("{node} {how} a state of index {index}");
-            Violation::new(sequence, subject, show(&expected, &gone), show(now, &told)).at_index(index)
+            Violation::new(sequence, subject, show(&expected, &gone), show(&now, &told)).at_index(index)
         })
     }
 

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{
     consensus::{Consensus, Message, Start, Timing, hash_entry},
     error::Refusal,
-    event::{NodeEvent, Role},
+    event::{Members, NodeEvent, Role},
     format::wal::HardState,
     limits,
     machine::{Machine, command::Command, membership::Configuration},
@@ -95,7 +95,6 @@ impl Recovered {
     /// The event that tells of it.
     pub fn event(&self) -> NodeEvent {
         let (state, machine) = (self.hard_state, &self.state.0);
-        let Configuration { voters, learners } = machine.membership.configuration();
         NodeEvent::Recovered {
             term: state.term,
             vote: state.vote,
@@ -106,9 +105,7 @@ impl Recovered {
             applied: machine.applied(),
             revision: machine.store.revision(),
             digest: machine.digest(),
-            voters,
-            learners,
-            removed: machine.membership.removed().collect(),
+            members: members_of(machine),
         }
     }
 }
@@ -134,6 +131,11 @@ pub struct Replica {
     halted: bool,
     /// Whether the last step left something to do because it had done much.
     is_cut_short: bool,
+}
+
+fn members_of(machine: &Machine) -> Box<Members> {
+    let Configuration { voters, learners } = machine.membership.configuration();
+    Box::new(Members { voters, learners, removed: machine.membership.removed().collect() })
 }
 
 impl Replica {
@@ -265,10 +267,8 @@ impl Replica {
         self.consensus.applied(index, term);
         self.hub.jump(old.store.revision());
         let (revision, digest) = (self.machine.store.revision(), self.machine.digest());
-        let Configuration { voters, learners } = self.machine.membership.configuration();
-        let removed = self.machine.membership.removed().collect();
-        let installed = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners, removed };
-        out.push(Output::Note(installed));
+        let members = members_of(&self.machine);
+        out.push(Output::Note(NodeEvent::SnapshotInstalled { index, term, revision, digest, members }));
         out.push(Output::Discard(State(Box::new(old))));
         self.give_up_on_terms_before(term, out);
     }

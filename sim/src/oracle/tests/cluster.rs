@@ -239,9 +239,7 @@ impl World {
                 applied,
                 revision,
                 digest,
-                voters: vec![],
-                learners: vec![],
-                removed: vec![],
+                members: Box::default(),
             },
         );
         self.emit(Event::Store { node: NodeNumber(at + 1), revision: 1, content: Content::default() });

@@ -1,6 +1,6 @@
 //! Spoilt accounts of who is a member.
 use detcd_core::{
-    event::NodeEvent,
+    event::{Members, NodeEvent},
     types::{Index, MemberId, TraceId},
 };
 
@@ -40,8 +40,8 @@ fn memberships_that_make_no_sense_break_membership() {
         spoil_second(history, |event| {
             let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
             let voters = [0, 1].map(|at| MemberId(id(at))).to_vec();
-            let (learners, removed) = (Vec::new(), Vec::new());
-            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners, removed };
+            let members = Box::new(Members { voters, ..Members::default() });
+            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, members };
         })
     });
     // What was not valid changed something.
@@ -74,14 +74,14 @@ fn memberships_that_make_no_sense_break_membership() {
 fn what_a_member_starts_from_is_judged_by_who_belongs_to_it() {
     // The state that it starts from knows of members, as of index 0 nobody does.
     breaks(MEMBERSHIP, |history| {
-        let Some(NodeEvent::Recovered { learners, .. }) = history.recovered(|_| true) else { return false };
-        learners.push(MemberId(id(1)));
+        let Some(NodeEvent::Recovered { members, .. }) = history.recovered(|_| true) else { return false };
+        members.learners.push(MemberId(id(1)));
         true
     });
     // It forgot who was removed, or made that up.
     breaks(MEMBERSHIP, |history| {
-        let Some(NodeEvent::Recovered { removed, .. }) = history.recovered(|_| true) else { return false };
-        removed.push(MemberId(id(1)));
+        let Some(NodeEvent::Recovered { members, .. }) = history.recovered(|_| true) else { return false };
+        members.removed.push(MemberId(id(1)));
         true
     });
 }

@@ -1,6 +1,6 @@
 //! Spoilt accounts of the nodes.
 use detcd_core::{
-    event::{NodeEvent, Role},
+    event::{Members, NodeEvent, Role},
     types::{Digest, Index, MemberId, PersistId, RequestId, Term},
 };
 
@@ -88,7 +88,7 @@ fn what_is_lost_over_a_restart_breaks_durability() {
     breaks_both(DURABILITY, &[LOGS], |history| {
         let Some(NodeEvent::Recovered { last, entries, .. }) = history.recovered(|_| true) else { return false };
         *last = Index(3);
-        entries.truncate(3);
+        *entries = entries[..3].into();
         true
     });
     // As many, but not the same.
@@ -213,9 +213,9 @@ fn members_that_differ_break_agreement() {
         spoil_second(history, |event| {
             let NodeEvent::Applied { index, term, revision, digest, .. } = *event else { unreachable!() };
             let digest = Digest(digest.0 + 1);
-            let (voters, learners) = ([0, 1, 2].map(|at| MemberId(id(at))).to_vec(), Vec::new());
-            let removed = Vec::new();
-            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, voters, learners, removed };
+            let voters = [0, 1, 2].map(|at| MemberId(id(at))).to_vec();
+            let members = Box::new(Members { voters, ..Members::default() });
+            *event = NodeEvent::SnapshotInstalled { index, term, revision, digest, members };
         })
     });
     // One entry left out, and one taken twice.

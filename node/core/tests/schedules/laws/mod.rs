@@ -14,7 +14,7 @@ use std::{
 };
 
 use detcd_core::{
-    event::NodeEvent,
+    event::{Members, NodeEvent},
     machine::{Machine, membership::Configuration},
     types::{Digest, Index, MemberId, RequestId, Revision, Term, Ticket},
 };
@@ -256,7 +256,8 @@ impl Laws {
                 self.configuration_applied(who, *index, configuration, *valid)
             }
             NodeEvent::PersistStarted { snapshot: Some((index, term)), .. } => self.taken_in(who, *index, *term),
-            NodeEvent::SnapshotInstalled { index, voters, learners, .. } => {
+            NodeEvent::SnapshotInstalled { index, members, .. } => {
+                let Members { voters, learners, .. } = &**members;
                 let configuration = Configuration { voters: voters.clone(), learners: learners.clone() };
                 self.installed(who, *index, configuration)
             }
