@@ -37,6 +37,8 @@ pub struct Config {
     pub checkpoint_entries: Option<u64>,
     /// Bytes of applied entries to keep in memory, for followers that are a little behind.
     pub tail_bytes: u64,
+    /// Outputs of one step of the core after which the rest waits for the next one.
+    pub outputs_max: usize,
     pub request_bytes_max: usize,
     pub txn_ops_max: usize,
     pub watch_progress_ms: u64,
@@ -95,6 +97,7 @@ impl Config {
             checkpoint_bytes: limits::CHECKPOINT_BYTES,
             checkpoint_entries: None,
             tail_bytes: limits::TAIL_BYTES,
+            outputs_max: limits::OUTPUTS_MAX,
             request_bytes_max: limits::REQUEST_BYTES_MAX,
             txn_ops_max: limits::TXN_OPS_MAX,
             watch_progress_ms: limits::WATCH_PROGRESS_MS,

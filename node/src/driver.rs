@@ -15,6 +15,7 @@ use std::{
 use detcd_core::{
     error::Refusal,
     event::NodeEvent,
+    limits::CHECKPOINT_BACKLOG_MAX,
     machine::Machine,
     replica::{Answer, Halt, Input, Output, Persist, Proposal, Replica, Status},
     types::{Millis, PersistId, StreamId, Ticket},
@@ -214,7 +215,8 @@ impl Driver {
 
     fn begin_checkpoint(&mut self, now: Millis) {
         let machine = self.replica.machine();
-        if self.checkpoints.is_due(self.log_bytes, machine, now) {
+        let backlog = self.replica.status().committed.0.saturating_sub(machine.applied().0);
+        if backlog <= CHECKPOINT_BACKLOG_MAX && self.checkpoints.is_due(self.log_bytes, machine, now) {
             let index = self.checkpoints.begin(machine, &self.handle);
             self.note(NodeEvent::CheckpointStarted { index });
         }

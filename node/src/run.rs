@@ -161,6 +161,7 @@ fn replica_config(config: &Config, host: &Host, metadata: Metadata) -> replica::
         election_ms: config.election_ms,
         request_bytes_max: config.request_bytes_max,
         tail_bytes: config.tail_bytes,
+        outputs_max: config.outputs_max,
         watch_progress_ms: config.watch_progress_ms,
         seed: host.seed,
     }

@@ -304,6 +304,7 @@ pub(crate) fn cluster_options(scenario: &Scenario) -> ClusterOptions {
         segment_bytes: scenario.cluster.segment_bytes,
         checkpoint_bytes: scenario.cluster.checkpoint_bytes,
         tail_bytes: scenario.cluster.tail_bytes,
+        outputs_max: scenario.cluster.outputs_max,
         drift_ppm_max: scenario.clock.drift_ppm_max,
     }
 }

@@ -85,6 +85,8 @@ pub const FIRST_REQUEST_MS: u64 = 30_000;
 /// Files that a member may need for itself; clients' connections may take up the rest of those that it may have open, and
 /// half of all if that is more. etcd's.
 pub const FILES_RESERVED: u64 = 150;
+/// Connections that peers may have with a member: some of each, and of those who ask around. Beyond it they wait.
+pub const PEER_CONNECTIONS_MAX: u64 = 256;
 /// A peer stream over which nothing came for so long is closed and dialled anew, in milliseconds. etcd's.
 pub const PEER_SILENCE_MS: u64 = 5_000;
 /// Who is not a member yet, as far as a member knows, and is dialled all the same; one more is turned away. A newcomer's
@@ -113,6 +115,8 @@ pub const OUTPUTS_MAX: usize = 16 << 10;
 /// this or a quarter as much again as the state.
 pub const CHECKPOINT_BYTES: u64 = 256 << 20;
 pub const CHECKPOINT_STATE_SHARE: u64 = 4;
+/// Entries left to apply, beyond which no checkpoint begins: amid the log that a restart found, it would be of little use.
+pub const CHECKPOINT_BACKLOG_MAX: u64 = OUTPUTS_MAX as u64;
 /// How long a checkpoint that came to nothing is not tried again, in milliseconds.
 pub const CHECKPOINT_RETRY_MS: u64 = 10_000;
 /// How long a joining member asks around for the membership, in milliseconds.

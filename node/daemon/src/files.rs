@@ -136,11 +136,19 @@ fn lock(file: &fs::File) -> io::Result<()> {
     }
 }
 
+/// What a kernel, a file system or a sandbox without `sync_file_range` says.
+const UNABLE: [i32; 4] = [libc::ENOSYS, libc::EINVAL, libc::ESPIPE, libc::EPERM];
+
 /// Has the disk begin with what was just written, and waits until it has what was written well before: a large file
 /// would otherwise gather in memory as a whole, and every sync of the log would wait for it. Promises nothing, but an
-/// error that it meets is told here and by no later sync.
+/// error that waiting meets is told here and by no later sync.
 fn write_behind(file: &fs::File, offset: u64, len: u64) -> io::Result<()> {
-    sync_range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE)?;
+    match sync_range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE) {
+        // Not to be had here, or not allowed: the sync at the end does it all. Nothing was waited for, so no error of the
+        // disk's is among these.
+        Err(error) if error.raw_os_error().is_some_and(|error| UNABLE.contains(&error)) => return Ok(()),
+        result => result?,
+    }
     let due = due(offset, len);
     let and_wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // A length of 0 would mean all of the file.
@@ -158,11 +166,7 @@ fn sync_range(file: &fs::File, offset: u64, len: u64, flags: libc::c_uint) -> io
     // SAFETY: the descriptor is open; the call touches no memory of ours.
     match unsafe { libc::sync_file_range(file.as_raw_fd(), signed(offset)?, signed(len)?, flags) } {
         0 => Ok(()),
-        _ => match io::Error::last_os_error() {
-            // A file system without it: the sync at the end does it all.
-            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE)) => Ok(()),
-            error => Err(error),
-        },
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -216,6 +216,7 @@ impl Values {
             checkpoint_bytes: limits::CHECKPOINT_BYTES,
             checkpoint_entries: self.checkpoint_entries()?,
             tail_bytes: limits::TAIL_BYTES,
+            outputs_max: limits::OUTPUTS_MAX,
             name,
         };
         let (tls, log) = (self.tls(&config)?, self.log()?);

@@ -30,7 +30,7 @@ const PROBE_SECONDS: libc::c_int = 30;
 
 pub struct Sockets {
     tls: Tls,
-    /// For clients' connections.
+    /// For who connects.
     places: Places,
 }
 
@@ -49,7 +49,7 @@ impl Net for Sockets {
                 true => Box::new(Handshakes::new(listener, &self.tls, role, Bounds::DEFAULT)?) as Box<dyn Listener>,
                 false => Box::new(Accepting(listener)),
             };
-            Ok(if role == Role::Client { self.places.guard(listener) } else { listener })
+            Ok(self.places.guard(role, listener))
         })
     }
 

@@ -13,8 +13,11 @@ use crate::{
     testing::{self, Memory, Notes, state},
 };
 
-/// Has applied an entry, and has something to persist whenever something happens.
-struct Busy(Machine);
+/// Has applied an entry, of so many, and has something to persist whenever somebody is out of reach.
+struct Busy {
+    machine: Machine,
+    committed: Index,
+}
 
 impl Step for Busy {
     fn step(&mut self, input: Input, out: &mut Vec<Output>) {
@@ -26,12 +29,12 @@ impl Step for Busy {
     }
 
     fn machine(&self) -> &Machine {
-        &self.0
+        &self.machine
     }
 
     fn status(&self) -> Status {
-        let (term, leader, index) = (Term(1), MemberId(1), Index(1));
-        Status { term, leader, committed: index, applied: index, watches: 0, is_learner: false }
+        let (term, leader, applied) = (Term(1), MemberId(1), self.machine.applied());
+        Status { term, leader, committed: self.committed, applied, watches: 0, is_learner: false }
     }
 
     fn has_work(&self) -> bool {
@@ -39,14 +42,14 @@ impl Step for Busy {
     }
 }
 
-#[tokio::test]
-async fn a_checkpoint_that_is_due_begins_while_the_log_is_written() {
+/// Whether a checkpoint that is due begins while the log is being written, with so much of it committed.
+async fn begins_a_checkpoint(committed: Index) -> bool {
     let config = Config { checkpoint_entries: Some(0), ..Config::new("n1", "/data") };
     let (disk, notes) = (Arc::<Memory>::default(), Arc::<Notes>::default());
     let host = Host { disk: disk.clone(), probe: notes.clone(), ..testing::host() };
     let metadata = Metadata { member: MemberId(1), cluster: ClusterId(1) };
     let storage = Storage::create(&config, disk.clone(), metadata, &Recovered::default()).await.unwrap();
-    let replica = Box::new(Busy(*state(1).0));
+    let replica = Box::new(Busy { machine: *state(1).0, committed });
     let handle = Handle::new(metadata.member, metadata.cluster, replica.status());
     let (snapshots, metrics) = (storage.snapshots().clone(), Arc::<Metrics>::default());
     let checkpoints = Checkpoints::new(&config, host.clone(), snapshots.clone(), Index(0));
@@ -62,5 +65,16 @@ async fn a_checkpoint_that_is_due_begins_while_the_log_is_written() {
     }
     assert!(driver.storage.is_none(), "nothing is being written");
     let began = |event: &NodeEvent| matches!(event, NodeEvent::CheckpointStarted { index: Index(1) });
-    assert!(notes.0.lock().iter().any(began), "{:?}", notes.0.lock());
+    notes.0.lock().iter().any(began)
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_is_due_begins_while_the_log_is_written() {
+    assert!(begins_a_checkpoint(Index(1)).await);
+}
+
+#[tokio::test]
+async fn no_checkpoint_begins_amid_the_log_that_a_restart_found() {
+    assert!(begins_a_checkpoint(Index(1 + CHECKPOINT_BACKLOG_MAX)).await);
+    assert!(!begins_a_checkpoint(Index(2 + CHECKPOINT_BACKLOG_MAX)).await);
 }

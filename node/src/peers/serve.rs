@@ -133,7 +133,15 @@ async fn snapshot(context: &Context, request: Request<Incoming>) -> Result<Answe
     if from.is_some_and(|from| context.directory.lock().membership.is_removed(from)) {
         return Err(gone());
     }
-    let checksum = request.headers().contains_key(snapshot::CHECKSUM_HEADER);
+    let checksum = match request.headers().get(snapshot::CHECKSUM_HEADER) {
+        None => false,
+        Some(kind) if kind == snapshot::CHECKSUM_KIND => true,
+        Some(kind) => {
+            let (known, kind) = (snapshot::CHECKSUM_KIND, String::from_utf8_lossy(kind.as_bytes()));
+            let reason = format!("the state comes with a checksum of the kind {kind:?}; known here is {known}\n");
+            return Err((StatusCode::PRECONDITION_FAILED, reason));
+        }
+    };
     match snapshot::take(context, request.into_body(), checksum).await {
         (StatusCode::NO_CONTENT, _) => Err((StatusCode::NO_CONTENT, String::new())),
         refused => Err(refused),

@@ -49,7 +49,7 @@ use crate::{
 
 /// Says that the state is followed by its checksum, and by which.
 pub const CHECKSUM_HEADER: &str = "X-Detcd-Checksum";
-const CHECKSUM_KIND: &str = "xxh3-128";
+pub const CHECKSUM_KIND: &str = "xxh3-128";
 
 #[derive(Debug, thiserror::Error)]
 enum SendError {

@@ -5,6 +5,8 @@ use std::{
     task::{Context as TaskContext, Poll, Waker},
 };
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::*;
 use crate::{
     host::{BoxFuture, Io, Listener, Net, Role},
@@ -76,6 +78,38 @@ async fn snapshots_try_one_url_after_the_other() {
     }
     let [first, second, third] = [0, 1, 2].map(|number| urls(3)[number].clone());
     assert_eq!(*asked.0.lock(), [first.clone(), second, third, first]);
+}
+
+/// One connection, and then none.
+struct Once(Option<Io>);
+
+impl Listener for Once {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Io>> {
+        match self.0.take() {
+            Some(io) => Box::pin(async { Ok(io) }),
+            None => Box::pin(std::future::pending()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_state_with_a_checksum_of_another_kind_is_refused_by_its_name() {
+    let context = context(Arc::new(testing::Nowhere)).await;
+    let cluster = context.cluster;
+    let (mut near, far) = tokio::io::duplex(4_096);
+    let mut serving = pin!(serve::serve(context, Box::new(Once(Some(Box::new(far))))));
+    let request = format!(
+        "POST /raft/snapshot HTTP/1.1\r\nHost: n1\r\nConnection: close\r\nX-Etcd-Cluster-ID: {cluster}\r\n\
+         X-Server-Version: 3.6.0\r\nX-Min-Cluster-Version: 3.0.0\r\nX-Detcd-Checksum: sha256\r\nContent-Length: 0\r\n\r\n"
+    );
+    near.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::select! {
+        _ = &mut serving => unreachable!("it serves for as long as it is asked"),
+        read = near.read_to_string(&mut answer) => drop(read.unwrap()),
+    }
+    assert!(answer.starts_with("HTTP/1.1 412"), "{answer}");
+    assert!(answer.contains("\"sha256\"") && answer.contains("xxh3-128"), "{answer}");
 }
 
 #[tokio::test]

@@ -119,6 +119,10 @@ impl Law for Membership {
                 of_node(&mut self.members, *node).leads = false;
                 Ok(())
             }
+            Event::Killed { node, .. } | Event::Node { node, event: NodeEvent::Stopped { .. } } => {
+                of_node(&mut self.members, *node).leads = false;
+                Ok(())
+            }
             Event::Node { node, event: what } => self.look(event.sequence, *node, what),
             Event::Asked { change, what, .. } => {
                 let leads = |id: u64| self.members.iter().any(|member| member.id == id && member.leads);

@@ -3,13 +3,13 @@ mod evidence;
 mod save;
 mod terminal;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{save::save, terminal::print};
 use crate::{
-    history::Event,
+    history::{Event, Stamped},
     nemesis::Tally,
     oracle::Verdict,
     runner::{Ops, Plan, Run},
@@ -141,12 +141,11 @@ fn missing(scenario: &Scenario, run: &Run) -> Vec<String> {
     if !run.faults.is_empty() && run.faults.iter().all(|tally| tally.fired == 0) {
         missing.push("no fault at all had an effect".to_owned());
     }
-    let events = run.history.iter().filter_map(|stamped| match &stamped.event {
-        Event::Node { event, .. } => Some(event.name()),
-        _ => None,
-    });
-    let reached: BTreeSet<_> = events.collect();
-    for name in expect.must_reach.iter().filter(|name| !reached.contains(name.as_str())) {
+    let noted = |name: &str| {
+        let is_it = |stamped: &Stamped| matches!(&stamped.event, Event::Node { event, .. } if event.name() == name);
+        run.history.iter().any(is_it)
+    };
+    for name in expect.must_reach.iter().filter(|name| !noted(name)) {
         missing.push(format!("no node ever noted {name}"));
     }
     missing

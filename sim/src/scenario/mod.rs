@@ -17,7 +17,7 @@ pub mod trigger;
 
 use std::{fs, io, path::Path};
 
-use detcd_core::limits::{CHECKPOINT_BYTES, TAIL_BYTES};
+use detcd_core::limits::{CHECKPOINT_BYTES, OUTPUTS_MAX, TAIL_BYTES};
 use toml::de::DeTable;
 
 use self::{
@@ -62,6 +62,8 @@ pub struct Cluster {
     pub checkpoint_bytes: u64,
     /// See [`detcd_node::config::Config::tail_bytes`].
     pub tail_bytes: u64,
+    /// See [`detcd_node::config::Config::outputs_max`].
+    pub outputs_max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -346,7 +348,9 @@ impl Cluster {
             fields.number("checkpoint_bytes", checkpoint_doc, 512..=CHECKPOINT_BYTES, CHECKPOINT_BYTES);
         let tail_doc = "applied entries that are kept in memory for followers a little behind, in bytes";
         let tail_bytes = fields.number("tail_bytes", tail_doc, 64..=TAIL_BYTES, TAIL_BYTES);
-        Cluster { nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes }
+        let outputs_doc = "outputs of one step of a node after which the rest waits for the next step";
+        let outputs_max = fields.number("outputs_max", outputs_doc, 1..=OUTPUTS_MAX, OUTPUTS_MAX);
+        Cluster { nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes, outputs_max }
     }
 }
 

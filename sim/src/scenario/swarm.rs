@@ -35,11 +35,14 @@ pub fn draw(seed: u64) -> String {
     let sizes = draw.one_of(&[4_096, 8_192, 65_536]);
     let tail = draw.one_of(&[64, 1_024, 8_192, 1_048_576]);
     let checkpoint = draw.one_of(&[2_048, 8_192, 65_536]);
+    // A stream of its own: what comes after is drawn as before.
+    let outputs = Draw(Seed(seed).child("outputs", 0).rng()).one_of(&[1, 8, 64, 16_384, 16_384]);
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
         "cluster = {{ nodes = {nodes}, spares = {spares}, heartbeat_ms = {}, election_ms = {election}, \
-         segment_bytes = {sizes}, checkpoint_bytes = {checkpoint}, tail_bytes = {tail} }}",
+         segment_bytes = {sizes}, checkpoint_bytes = {checkpoint}, tail_bytes = {tail}, \
+         outputs_max = {outputs} }}",
         election / 10
     );
     let (latency, loss) = (draw.one_of(&[400, 1_000, 5_000]), draw.one_of(&["0", "0", "0.5", "2"]));

@@ -80,7 +80,7 @@ fn mistakes_of_one_field() {
     [cluster]
     nodes = 3
     node = 4
-    x.toml:5: cluster.node: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
+    x.toml:5: cluster.node: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes, outputs_max
 
     cluster.nodes = 8
     x.toml:2: cluster.nodes = 8: expected a whole number from 1 to 7
@@ -340,7 +340,7 @@ fn all_mistakes_are_told_at_once() {
     x.toml:2: claim = "Whatever": expected one sentence that ends with a full stop
     x.toml:3: run_ms = "long": expected a whole number from 60000 to 86400000
     x.toml:6: cluster.nodes = 9: expected a whole number from 1 to 7
-    x.toml:7: cluster.heart: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes
+    x.toml:7: cluster.heart: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes, outputs_max
     x.toml:11: nemesis.on = "everyone": unknown; one of leader, follower, any, all, rolling, learner, spare, n1, n2, n3, n4, n5, n6, n7
     x.toml:13: nemesis.for_ms = 0: expected a whole number from 1 to 3600000, or [least, most]
     x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal

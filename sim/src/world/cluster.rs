@@ -41,6 +41,7 @@ pub struct ClusterOptions {
     pub segment_bytes: u64,
     pub checkpoint_bytes: u64,
     pub tail_bytes: u64,
+    pub outputs_max: usize,
     pub drift_ppm_max: u32,
 }
 
@@ -367,6 +368,7 @@ fn config(number: NodeNumber, options: &ClusterOptions, founders: &[Founder]) ->
         segment_bytes: options.segment_bytes,
         checkpoint_bytes: options.checkpoint_bytes,
         tail_bytes: options.tail_bytes,
+        outputs_max: options.outputs_max,
         ..Config::new(&number.to_string(), "/data")
     }
 }

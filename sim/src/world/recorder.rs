@@ -36,6 +36,9 @@ use crate::{
 
 /// Events between two draws of the executor's generator.
 const CHECKPOINT_EVENTS: u64 = 1_000;
+/// What a history has room for from the start. Memory that nobody touched costs nothing; a history that outgrows its place
+/// is copied.
+const HISTORY_EVENTS: usize = 2_000_000;
 
 /// Simulated nanoseconds of the run under way, for the watchdog outside of the simulation.
 pub static SIMULATED: AtomicU64 = AtomicU64::new(0);
@@ -79,7 +82,7 @@ impl Recorder {
             standing: Standing::default(),
             closed: false,
             forgetful: false,
-            history: Vec::new(),
+            history: Vec::with_capacity(HISTORY_EVENTS),
             judge,
             trace: trace.map(BufWriter::new),
             ambushes: Vec::new(),
@@ -89,7 +92,9 @@ impl Recorder {
     /// For runs that last too long to remember all of them.
     pub fn forgetful(time: SimTime) -> Recorder {
         let recorder = Recorder::new(time, Judge::new(Vec::new()), None);
-        recorder.0.lock().forgetful = true;
+        let mut record = recorder.0.lock();
+        (record.forgetful, record.history) = (true, Vec::new());
+        drop(record);
         recorder
     }
 

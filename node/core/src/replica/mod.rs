@@ -45,6 +45,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Bytes of applied entries to keep in memory, for followers that are a little behind; of a small state it is less.
     pub tail_bytes: u64,
+    /// Outputs of one step after which what is left to apply waits for the next step.
+    pub outputs_max: usize,
     /// How often quiet watches that ask for it are told how far they are, in milliseconds.
     pub watch_progress_ms: u64,
     /// Everything random comes from here. Differs at every start.
@@ -316,15 +318,14 @@ impl Replica {
         self.leave(out);
     }
 
-    /// Does what raft has ready, all of it if that is not very much; false if this member cannot go on.
+    /// Does what raft has ready, all of it if that is not very much; false if this member cannot go on. However much is
+    /// left, what raft had to write when this was called is on its way to the disk.
     fn work_off(&mut self, out: &mut Vec<Output>) -> bool {
         loop {
-            // A restart may find a long log, and nobody takes the outputs before the step is over.
-            self.is_cut_short = out.len() >= limits::OUTPUTS_MAX;
-            if self.is_cut_short {
+            let Some(progress) = self.consensus.advance(out) else {
+                self.is_cut_short = false;
                 return true;
-            }
-            let Some(progress) = self.consensus.advance(out) else { return true };
+            };
             for message in progress.snapshots {
                 let (to, index) = (message.to(), self.machine.applied());
                 assert_eq!(message.snapshot_position(), Some((index, self.machine.applied_term())));
@@ -340,6 +341,11 @@ impl Replica {
             }
             // Not only at the end: what a restart finds in its log may be much, and is not to be held twice.
             self.cut_log(out);
+            // Nobody takes the outputs before the step is over.
+            self.is_cut_short = out.len() >= self.config.outputs_max;
+            if self.is_cut_short {
+                return true;
+            }
         }
     }
 

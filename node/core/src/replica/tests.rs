@@ -40,6 +40,7 @@ fn config(id: u64) -> Config {
         election_ms: limits::ELECTION_MS,
         request_bytes_max: limits::REQUEST_BYTES_MAX,
         tail_bytes: limits::TAIL_BYTES,
+        outputs_max: limits::OUTPUTS_MAX,
         watch_progress_ms: limits::WATCH_PROGRESS_MS,
         seed: id,
     }
@@ -359,4 +360,34 @@ fn a_long_log_is_applied_in_several_steps() {
     }
     assert_eq!(replica.machine().applied(), last);
     assert!(steps >= 3, "{steps} steps");
+}
+
+#[test]
+fn a_state_that_arrives_while_a_long_log_is_applied_takes_its_place() {
+    let backlog = 3 * limits::OUTPUTS_MAX as u64;
+    let mut ahead = Replica::new(config(1), recovered(backlog + 100));
+    while ahead.has_work() || ahead.machine().applied() < recovered(backlog + 100).last() {
+        ahead.step(Input::Settle, &mut Vec::new());
+    }
+    let state = State(Box::new(ahead.machine().clone()));
+    let (index, term) = (state.0.applied(), state.0.applied_term());
+    let mut message = eraftpb::Message { from: 2, to: 1, term: 1, ..Default::default() };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    let metadata = message.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (index.0, term.0);
+    metadata.mut_conf_state().voters = vec![1, 2, 3];
+
+    let recovered = recovered(backlog);
+    let mut replica = Replica::new(config(1), recovered);
+    replica.step(Input::Settle, &mut Vec::new());
+    assert!(replica.has_work());
+    let mut out = Vec::new();
+    replica.step(Input::Snapshot { message: Message(message), state }, &mut out);
+    let mut batches: Vec<_> = out.extract_if(.., |output| matches!(output, Output::Persist(_))).collect();
+    let Some(Output::Persist(batch)) = batches.pop() else { panic!("nothing is written") };
+    assert!(batch.snapshot.is_some());
+    replica.step(Input::Persisted(batch.id), &mut out);
+    assert_eq!(replica.machine().applied(), index);
+    replica.step(Input::Settle, &mut out);
+    assert!(!replica.has_work());
 }

@@ -66,6 +66,7 @@ impl<'a> Log<'a> {
             heartbeat_ms: limits::HEARTBEAT_MS,
             election_ms: limits::ELECTION_MS,
             tail_bytes: limits::TAIL_BYTES,
+            outputs_max: limits::OUTPUTS_MAX,
             request_bytes_max: limits::REQUEST_BYTES_MAX,
             watch_progress_ms: limits::WATCH_PROGRESS_MS,
             seed: 1,

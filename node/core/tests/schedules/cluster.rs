@@ -155,6 +155,7 @@ impl Cluster {
             election_ms: heartbeat_ms * u64::from(setup.election_ticks),
             request_bytes_max: REQUEST_BYTES_MAX,
             tail_bytes: setup.tail_bytes.into(),
+            outputs_max: setup.outputs_max.into(),
             watch_progress_ms: 600_000,
             seed: setup.seed.wrapping_mul(31).wrapping_add(member.starts << 8 | at as u64),
         };

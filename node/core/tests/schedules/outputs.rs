@@ -45,10 +45,8 @@ impl Cluster {
     fn settle(&mut self, at: usize) -> Verdict {
         let member = &mut self.members[at];
         let Some(replica) = &mut member.replica else { return Ok(()) };
+        // What a step leaves undone waits for the next one: other inputs may come first.
         replica.step(Input::Settle, &mut member.out);
-        while replica.has_work() {
-            replica.step(Input::Settle, &mut member.out);
-        }
         self.start_outputs(at)
     }
 

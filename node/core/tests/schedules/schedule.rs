@@ -44,12 +44,14 @@ impl Schedule {
 fn setup() -> impl Strategy<Value = Setup> {
     let heartbeat_ms = prop_oneof![Just(100), Just(250), Just(500)];
     let tail_bytes = prop_oneof![1 => Just(1 << 20), 2 => 300u32..2_000, 3 => 0u32..300];
-    (3u8..=5, 2u8..=4, heartbeat_ms, tail_bytes, any::<u64>()).prop_map(
-        |(members, election_ticks, heartbeat_ms, tail_bytes, seed)| Setup {
+    let outputs_max = prop_oneof![2 => Just(16 << 10), 1 => 1u16..5, 1 => 5u16..100];
+    (3u8..=5, 2u8..=4, heartbeat_ms, tail_bytes, outputs_max, any::<u64>()).prop_map(
+        |(members, election_ticks, heartbeat_ms, tail_bytes, outputs_max, seed)| Setup {
             members,
             election_ticks,
             heartbeat_ms,
             tail_bytes,
+            outputs_max,
             seed,
         },
     )

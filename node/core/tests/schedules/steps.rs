@@ -19,6 +19,8 @@ pub struct Setup {
     pub heartbeat_ms: u16,
     /// Bytes of applied entries to keep in memory.
     pub tail_bytes: u32,
+    /// Outputs of a step after which the rest waits for the next one.
+    pub outputs_max: u16,
     pub seed: u64,
 }
 

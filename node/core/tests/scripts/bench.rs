@@ -99,6 +99,7 @@ impl Bench {
             election_ms: limits::ELECTION_MS,
             request_bytes_max: limits::REQUEST_BYTES_MAX,
             tail_bytes,
+            outputs_max: limits::OUTPUTS_MAX,
             watch_progress_ms: limits::WATCH_PROGRESS_MS,
             seed: member.starts << 8 | id,
         };

@@ -1,5 +1,5 @@
-//! How many connections clients may have: as many as leave the node the files that it needs itself, or it could not go
-//! on with its log. Beyond that clients wait to be accepted, as in etcd.
+//! How many connections others may have: as many as leave the node the files that it needs itself, or it could not go on
+//! with its log. Beyond that they wait to be accepted, as clients do in etcd.
 use std::{
     io,
     pin::Pin,
@@ -7,28 +7,40 @@ use std::{
     task::{Context, Poll},
 };
 
-use detcd_core::limits::{FILES_RESERVED, HANDSHAKES_MAX};
-use detcd_node::host::{BoxFuture, Io, Listener};
+use detcd_core::limits::{FILES_RESERVED, HANDSHAKES_MAX, PEER_CONNECTIONS_MAX};
+use detcd_node::host::{BoxFuture, Io, Listener, Role};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-pub struct Places(Arc<Semaphore>);
+pub struct Places {
+    clients: Arc<Semaphore>,
+    peers: Arc<Semaphore>,
+}
 
 impl Places {
     pub fn for_files(files_max: u64) -> Places {
-        let reserved = FILES_RESERVED + HANDSHAKES_MAX as u64;
+        let peers = PEER_CONNECTIONS_MAX.min(files_max / 8);
+        // Handshakes that are under way have no places yet; clients and peers have a listener each.
+        let reserved = FILES_RESERVED + peers + 2 * HANDSHAKES_MAX as u64;
         let clients = files_max.saturating_sub(reserved).max(files_max / 2);
-        Places(Arc::new(Semaphore::new(
-            usize::try_from(clients).map_or(Semaphore::MAX_PERMITS, |clients| clients.min(Semaphore::MAX_PERMITS)),
-        )))
+        Places { clients: places(clients), peers: places(peers) }
     }
 
     /// The same listener, with a place for each of its connections.
-    pub fn guard(&self, listener: Box<dyn Listener>) -> Box<dyn Listener> {
-        Box::new(Guarded { listener, places: self.0.clone() })
+    pub fn guard(&self, role: Role, listener: Box<dyn Listener>) -> Box<dyn Listener> {
+        let places = match role {
+            Role::Client => self.clients.clone(),
+            Role::Peer => self.peers.clone(),
+        };
+        Box::new(Guarded { listener, places })
     }
+}
+
+fn places(count: u64) -> Arc<Semaphore> {
+    let count = usize::try_from(count).unwrap_or(Semaphore::MAX_PERMITS);
+    Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
 }
 
 struct Guarded {
@@ -101,14 +113,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_crowd_of_clients_leaves_the_node_its_files() {
-        let mut listener = Places::for_files(16).guard(Box::new(Crowd));
-        let mut accepted = Vec::new();
-        for _ in 0..8 {
-            accepted.push(listener.accept().await.unwrap());
+    async fn a_crowd_leaves_the_node_its_files() {
+        let places = Places::for_files(16);
+        for (role, most) in [(Role::Client, 8), (Role::Peer, 2)] {
+            let mut listener = places.guard(role, Box::new(Crowd));
+            let mut accepted = Vec::new();
+            for _ in 0..most {
+                accepted.push(listener.accept().await.unwrap());
+            }
+            assert!(timeout(Duration::from_millis(20), listener.accept()).await.is_err(), "one too many");
+            accepted.pop();
+            listener.accept().await.unwrap();
         }
-        assert!(timeout(Duration::from_millis(20), listener.accept()).await.is_err(), "one too many");
-        accepted.pop();
-        listener.accept().await.unwrap();
     }
 }

@@ -143,6 +143,13 @@ fn a_leader_that_never_led_breaks_membership() {
         ask(history, None, Change::MoveLeader { to }, vec![], Ok(vec![]));
         true
     });
+    // Nor does who led leads for ever.
+    breaks(MEMBERSHIP, |history| {
+        let (leader, _) = history.last_leader();
+        history.insert(history.events.len() - 1, Event::Killed { node: leader, power_loss: false });
+        ask(history, None, Change::MoveLeader { to: id(leader.0 - 1) }, vec![], Ok(vec![]));
+        true
+    });
     // Who leads already is no lie.
     breaks(MEMBERSHIP, |history| {
         let (to, leader) = (other(history), id(history.last_leader().0.0 - 1));
