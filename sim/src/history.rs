@@ -26,6 +26,16 @@ impl fmt::Display for NodeNumber {
     }
 }
 
+/// Who sends and receives bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Host {
+    Node(NodeNumber),
+    Client(u64),
+}
+
+/// Watchers have the clients' numbers from here on.
+pub const WATCHERS_FROM: u64 = 100;
+
 /// One call of one client, counting from 1 over the run. Travels with the request as its trace id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(pub u64);
@@ -141,6 +151,9 @@ pub enum Body {
         read: Option<KeyValue>,
     },
 }
+
+/// What a client says of a call that it gave up.
+pub const NO_ANSWER: &str = "no answer in time";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -288,6 +301,12 @@ pub enum Event {
     Fault {
         fault: Text,
         on: bool,
+    },
+    /// The network lost bytes on their way: they come late, at `until`, and with them all that follows.
+    Delayed {
+        from: Host,
+        to: Host,
+        until: Nanos,
     },
     Phase(Phase),
 }

@@ -15,7 +15,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    history::{Event, NodeNumber, Outcome, Phase, Stamped},
+    history::{Event, NodeNumber, Outcome, Phase, Stamped, WATCHERS_FROM},
     memory::{self, MEMORY_BYTES_MAX},
     nemesis::{self, Nemesis, Tally},
     oracle::{self, Judge, LawConfig, Verdict},
@@ -40,8 +40,6 @@ const HANG: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the watchdog looks.
 const WATCH: Duration = Duration::from_millis(100);
-/// Watchers have addresses of their own, behind the clients'.
-const WATCHER_NUMBERS: u64 = 100;
 const OPERATOR_NUMBER: u64 = 200;
 
 /// What to run, and how to watch it.
@@ -274,7 +272,7 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
 fn start_clients(scenario: &Scenario, cluster: &Cluster, recorder: &Recorder, seed: Seed, end: &End) {
     let (options, nodes) = (&scenario.workload, cluster.nodes.len());
     for number in 0..options.watchers {
-        let net = cluster.net.host(client_ip(WATCHER_NUMBERS + number));
+        let net = cluster.net.host(client_ip(WATCHERS_FROM + number));
         tokio::spawn(Watcher::new(number, options, nodes, net, recorder, seed).run());
     }
     let seen = Seen::default();
@@ -315,7 +313,7 @@ pub(crate) fn link(link: Link) -> LinkParams {
 }
 
 fn client_addresses(scenario: &Scenario) -> Vec<IpAddr> {
-    let watchers = (0..scenario.workload.watchers).map(|number| WATCHER_NUMBERS + number);
+    let watchers = (0..scenario.workload.watchers).map(|number| WATCHERS_FROM + number);
     (0..scenario.workload.clients).chain(watchers).map(client_ip).collect()
 }
 

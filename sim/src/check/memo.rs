@@ -10,7 +10,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher, Hash};
 ///
 /// Invariant: of the sets of one entry none contains another.
 pub struct Memo<S> {
-    taken_at: HashMap<(Bits, S), Vec<Bits>, BuildHasherDefault<DefaultHasher>>,
+    taken_at: HashMap<(Span, S), Vec<Bits>, BuildHasherDefault<DefaultHasher>>,
     /// Configurations tried, and memorised ones compared with them.
     pub looked_at: u64,
 }
@@ -24,7 +24,7 @@ impl<S> Default for Memo<S> {
 impl<S: Clone + Eq + Hash> Memo<S> {
     /// Remembers the configuration; false if it, or one that dominates it, is known already.
     pub fn admit(&mut self, placed: &Bits, taken: &Bits, state: &S) -> bool {
-        let known = self.taken_at.entry((placed.clone(), state.clone())).or_default();
+        let known = self.taken_at.entry((placed.span(), state.clone())).or_default();
         self.looked_at += 1 + known.len() as u64;
         if known.iter().any(|fewer| fewer.is_subset(taken)) {
             return false;
@@ -55,6 +55,14 @@ impl Bits {
         self.0[number / 64] &= !(1 << (number % 64));
     }
 
+    /// The set in few words: most of what is placed is all up to somewhere, with some gaps and some more behind.
+    fn span(&self) -> Span {
+        let full = self.0.iter().take_while(|word| **word == u64::MAX).count();
+        let rest = &self.0[full..];
+        let end = rest.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        Span { full, rest: rest[..end].into() }
+    }
+
     pub fn contains(&self, number: usize) -> bool {
         self.0[number / 64] >> (number % 64) & 1 == 1
     }
@@ -62,6 +70,13 @@ impl Bits {
     pub fn is_subset(&self, of: &Bits) -> bool {
         self.0.iter().zip(&of.0).all(|(mine, theirs)| mine & !theirs == 0)
     }
+}
+
+/// A set that has all of the first `full` words, then these, and nothing more.
+#[derive(PartialEq, Eq, Hash)]
+struct Span {
+    full: usize,
+    rest: Box<[u64]>,
 }
 
 #[cfg(test)]
@@ -86,6 +101,16 @@ mod tests {
         assert!(!admit(&[0, 129], &[1, 65], 'a'));
         assert!(admit(&[0, 129], &[1], 'b'));
         assert!(admit(&[0], &[1], 'a'));
+    }
+
+    #[test]
+    fn a_set_in_few_words_is_told_from_every_other() {
+        let all: Vec<usize> = (0..128).collect();
+        let sets = [&all[..64], &all, &all[64..], &all[..63], &[0], &[129], &[], &[&all[..], &[129]].concat()];
+        for (number, one) in sets.iter().enumerate() {
+            let same = sets.iter().map(|other| set(one).span() == set(other).span());
+            assert!(same.enumerate().all(|(other, same)| same == (other == number)), "{one:?}");
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the cluster has to be complete again when the faults are over.
 const COMPLETION: Duration = Duration::from_secs(60);
+/// Of that, how long it is about one machine before it is about the next.
+const TURN: Duration = Duration::from_secs(5);
 
 /// With what a change is refused that would cost the quorum.
 const UNSAFE: [&str; 2] = ["unhealthy cluster", "not enough started members"];
@@ -269,23 +271,40 @@ impl Inner {
     }
 
     /// The faults are over: whoever is to be a member becomes one, and guests go. Returns on which machines that did not
-    /// come about.
+    /// come about. One may have to wait for another, whichever is first: there is place for one learner at a time, and
+    /// nobody is added or removed while too many are down. So each gets a turn, and another one if that was not enough.
     pub(super) async fn complete(&self, planned: &Planned) -> Vec<NodeNumber> {
-        let (until, mut left) = (self.time.now() + COMPLETION, Vec::new());
-        for number in self.cluster.numbers() {
-            self.cluster.allow_exit(number, REMOVED);
-            let ruined = self.state.lock().ruined.contains(&number);
-            let done = if ruined {
-                self.rebuild(planned, number, until).await
-            } else if number.0 <= self.founders {
-                self.settle_in(number, Arrival::Promoted, until).await
-            } else {
-                self.see_off(planned, number, until).await
-            };
-            if !done {
-                left.push(number);
+        let until = self.time.now() + COMPLETION;
+        let mut left: Vec<_> = self.cluster.numbers().collect();
+        left.iter().for_each(|number| self.cluster.allow_exit(*number, REMOVED));
+        // Whoever is down for good and whoever is not to stay may be in the way of the others.
+        left.sort_by_key(|number| (!self.is_ruined(*number), self.is_founder(*number), number.0));
+        while !left.is_empty() && self.time.now() < until {
+            for number in std::mem::take(&mut left) {
+                let turn = (self.time.now() + TURN).min(until);
+                if !self.put_in_order(planned, number, turn).await {
+                    left.push(number);
+                }
             }
         }
         left
+    }
+
+    async fn put_in_order(&self, planned: &Planned, number: NodeNumber, until: Duration) -> bool {
+        if self.is_ruined(number) {
+            self.rebuild(planned, number, until).await
+        } else if self.is_founder(number) {
+            self.settle_in(number, Arrival::Promoted, until).await
+        } else {
+            self.see_off(planned, number, until).await
+        }
+    }
+
+    fn is_ruined(&self, number: NodeNumber) -> bool {
+        self.state.lock().ruined.contains(&number)
+    }
+
+    fn is_founder(&self, number: NodeNumber) -> bool {
+        number.0 <= self.founders
     }
 }

@@ -5,11 +5,13 @@
 //! - `durability.rs`, `agreement.rs`, `election_safety.rs` and `log_matching.rs` judge what the nodes note of themselves;
 //!   `log.rs` follows a node's log in memory and on disk for them.
 //! - `membership.rs` judges who is a member, by what nodes note and what operators are told.
-//! - `recovery.rs` and `promptness.rs` judge that things happen in time.
+//! - `recovery.rs` and `promptness.rs` judge that things happen in time: `delays.rs` knows what the network itself
+//!   holds up, and `roster.rs` who has a say.
 //!
 //! Laws share no logic with the node. Each must be able to fail: its tests edit a good history until it does.
 mod agreement;
 mod case;
+mod delays;
 mod durability;
 mod election_safety;
 mod linearizable;
@@ -21,6 +23,7 @@ mod promptness;
 mod recovery;
 mod register;
 mod replay;
+mod roster;
 mod second_opinion;
 mod serializable;
 #[cfg(test)]

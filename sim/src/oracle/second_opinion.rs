@@ -4,9 +4,9 @@
 //! searches for an order ([`check_history`]). Of the nodes it believes one thing only: a write whose outcome is unknown
 //! took effect between its call and the first time that a node applied it, and before that nobody saw it.
 //!
-//! The search is exponential in what is in flight at a time, so it takes windows, which are cut where no operation on
-//! the key was in flight. What a key holds when a window begins is not known; windows overlap, so that little slips
-//! through. A window without a cut, or too hard, is given up; the law does not hold if that is more than a small part.
+//! The search is exponential in what is in flight at a time, and nearly linear in the length of a history: it takes the
+//! whole of each key's, once the run is over. A key that is too hard is given up; the law does not hold if that is more
+//! than a small part of all operations.
 use std::collections::BTreeMap;
 
 use detcd_core::event::NodeEvent;
@@ -14,20 +14,17 @@ use detcd_core::event::NodeEvent;
 use super::{
     Law, Verdict, Violation,
     case::Case,
-    register::{Operation, Register, State, Told},
+    register::{Operation, Register, Told},
 };
 use crate::{
     check::{self, Budget, check_history},
     history::{Answer, Body, Event, KeyValue, Keys, OpId, Outcome, Request, Stamped, Text},
 };
 
-/// Operations in a window: it is cut at the first chance from here on, and given up when there was none up to there.
-const WINDOW_OPS_MIN: usize = 150;
-const WINDOW_OPS_MAX: usize = 300;
-/// Operations that two windows share.
-const OVERLAP_OPS: usize = 30;
-/// What one search may look at; a healthy window takes less than a tenth.
-const BUDGET: Budget = Budget(30_000);
+/// What one search may look at: so much for each operation, where a healthy history takes little more than one, and
+/// something on top for short ones.
+const LOOKS_PER_OP: u64 = 500;
+const LOOKS_ON_TOP: u64 = 20_000;
 /// Of all operations, what it may give up on.
 const GIVEN_UP_PERCENT_MAX: u64 = 10;
 
@@ -39,7 +36,8 @@ pub struct SecondOpinion {
     lost: BTreeMap<OpId, Flying>,
     /// Requests that no node has applied, and whose they are.
     requests: BTreeMap<u64, OpId>,
-    keys: BTreeMap<Text, Track>,
+    /// What was done to each key.
+    keys: BTreeMap<Text, Vec<check::Operation<Operation>>>,
 }
 
 struct Flying {
@@ -48,17 +46,6 @@ struct Flying {
     request: Request,
     /// When a node first applied it.
     applied_at: Option<u64>,
-}
-
-/// One key's window.
-struct Track {
-    begins: State,
-    ops: Vec<check::Operation<Operation>>,
-    /// Lengths of `ops` at which nothing was in flight.
-    cuts: Vec<usize>,
-    in_flight: usize,
-    /// The window grew too long: all up to the next cut is given up.
-    too_long: bool,
 }
 
 impl Law for SecondOpinion {
@@ -96,8 +83,8 @@ impl Law for SecondOpinion {
         for (op, flying) in std::mem::take(&mut self.flying) {
             self.returned(u64::MAX, op, flying, &Outcome::Unknown("the run ended first".into()));
         }
-        for (key, track) in &self.keys {
-            judge(key, track, &mut self.case);
+        for (key, ops) in &self.keys {
+            judge(key, ops, &mut self.case);
         }
         let percent = self.case.given_up_percent();
         if percent > GIVEN_UP_PERCENT_MAX {
@@ -127,43 +114,18 @@ fn keys_of(request: &Request) -> Keys {
 impl SecondOpinion {
     fn called(&mut self, op: OpId, flying: Flying) {
         let keys = keys_of(&flying.request);
-        if keys.end.is_none() && !self.keys.contains_key(&keys.start) {
-            let covers = |flying: &&Flying| keys_of(&flying.request).contains(&keys.start);
-            let in_flight = self.flying.values().filter(covers).count();
-            self.keys.insert(keys.start.clone(), Track::new(in_flight));
+        if keys.end.is_none() {
+            self.keys.entry(keys.start).or_default();
         }
-        self.of_keys(&keys, |_, track, _| track.in_flight += 1);
         self.flying.insert(op, flying);
     }
 
-    /// Does something with the tracks of these keys.
-    fn of_keys(&mut self, keys: &Keys, mut act: impl FnMut(&Text, &mut Track, &mut Case)) {
-        let SecondOpinion { keys: tracks, case, .. } = self;
-        if keys.end.is_none() {
-            let track = tracks.get_mut(&keys.start).expect("a key has a track from its first call on");
-            act(&keys.start, track, case);
-        } else {
-            let covered = tracks.iter_mut().filter(|(key, _)| keys.contains(key));
-            covered.for_each(|(key, track)| act(key, track, case));
-        }
-    }
-
     fn returned(&mut self, sequence: u64, op: OpId, flying: Flying, outcome: &Outcome) {
-        let keys = keys_of(&flying.request);
-        let ended = match outcome {
-            Outcome::Ok(answer) => Some((Some(answer), sequence)),
-            Outcome::Unknown(_) => flying.applied_at.map(|at| (None, at)),
-            Outcome::Failed(_) => None,
-        };
-        self.of_keys(&keys, |key, track, case| {
-            track.in_flight -= 1;
-            if let Some((answer, at)) = ended {
-                track.push(&flying, key, answer, at, case);
-            }
-            track.settle(key, case);
-        });
-        if matches!(outcome, Outcome::Unknown(_)) && ended.is_none() && flying.request.writes() {
-            self.lost.insert(op, flying);
+        match (outcome, flying.applied_at) {
+            (Outcome::Ok(answer), _) => self.done(&flying, Some(answer), sequence),
+            (Outcome::Unknown(_), Some(at)) => self.done(&flying, None, at),
+            (Outcome::Unknown(_), None) if flying.request.writes() => drop(self.lost.insert(op, flying)),
+            (Outcome::Unknown(_) | Outcome::Failed(_), _) => {}
         }
     }
 
@@ -171,60 +133,28 @@ impl SecondOpinion {
         if let Some(flying) = self.flying.get_mut(&op) {
             flying.applied_at = Some(sequence);
         } else if let Some(flying) = self.lost.remove(&op) {
-            let keys = keys_of(&flying.request);
-            self.of_keys(&keys, |key, track, case| track.push(&flying, key, None, sequence, case));
+            self.done(&flying, None, sequence);
         }
     }
-}
 
-impl Track {
-    fn new(in_flight: usize) -> Track {
-        Track { begins: State::Nothing, ops: Vec::new(), cuts: Vec::new(), in_flight, too_long: false }
-    }
-
-    fn push(&mut self, flying: &Flying, key: &Text, answer: Option<&Answer>, at: u64, case: &mut Case) {
-        if self.too_long {
-            return case.give_up(1);
-        }
+    /// It took effect by then, on each of its keys of which there is more to judge.
+    fn done(&mut self, flying: &Flying, answer: Option<&Answer>, at: u64) {
         let Flying { client, called_at, request, .. } = flying;
-        let op = answer.map_or_else(|| asked(request), |answer| answered(request, answer, key));
-        self.ops.push(check::Operation { client: *client, op, called_at: *called_at, returned_at: Some(at) });
-    }
-
-    /// An operation returned: perhaps the window is full.
-    fn settle(&mut self, key: &str, case: &mut Case) {
-        if self.in_flight > 0 {
-            if self.ops.len() >= WINDOW_OPS_MAX {
-                case.give_up(self.ops.len());
-                self.ops.clear();
-                self.too_long = true;
-            }
-            return;
+        let keys = keys_of(request);
+        let end = keys.end.as_ref().unwrap_or(&keys.start);
+        for (key, ops) in self.keys.range_mut::<Text, _>(&keys.start..=end).filter(|(key, _)| keys.contains(key)) {
+            let op = answer.map_or_else(|| asked(request), |answer| answered(request, answer, key));
+            ops.push(check::Operation { client: *client, op, called_at: *called_at, returned_at: Some(at) });
         }
-        if self.too_long {
-            self.begin(0);
-        }
-        self.cuts.push(self.ops.len());
-        if self.ops.len() >= WINDOW_OPS_MIN {
-            judge(key, self, case);
-            let kept = self.cuts.iter().rev().find(|cut| **cut + OVERLAP_OPS <= self.ops.len());
-            self.begin(kept.copied().unwrap_or(self.ops.len()));
-        }
-    }
-
-    /// A new window begins, with the operations from this one on.
-    fn begin(&mut self, from: usize) {
-        self.ops.drain(..from);
-        self.cuts.clear();
-        (self.begins, self.too_long) = (State::Anything, false);
     }
 }
 
-/// Searches the window.
-fn judge(key: &str, track: &Track, case: &mut Case) {
-    match check_history(&Register(track.begins.clone()), &track.ops, BUDGET) {
-        check::Verdict::Linearizable => track.ops.iter().for_each(|_| case.right()),
-        check::Verdict::Unknown { .. } => case.give_up(track.ops.len()),
+/// Searches what was done to a key.
+fn judge(key: &str, ops: &[check::Operation<Operation>], case: &mut Case) {
+    let budget = Budget(LOOKS_ON_TOP + LOOKS_PER_OP * ops.len() as u64);
+    match check_history(&Register, ops, budget) {
+        check::Verdict::Linearizable => ops.iter().for_each(|_| case.right()),
+        check::Verdict::Unknown { .. } => case.give_up(ops.len()),
         check::Verdict::Violation(violation) => {
             let stuck = &violation.stuck[0];
             let subject = format!("key {key:?}: {}", stuck.op);

@@ -9,7 +9,8 @@
 //! - Progress up to a revision comes after everything up to there.
 //! - In a calm a watch is made in time, is told in time what its member has applied, and goes on until its watcher has
 //!   enough. It is calm when for some time no fault has been on and no member has come or gone: before, the way to the
-//!   client may be broken.
+//!   client may be broken. A learner is not watched, and says so; and while links bring lost bytes late, whoever is
+//!   behind them is not told in time.
 use std::collections::VecDeque;
 
 use detcd_core::event::NodeEvent;
@@ -17,11 +18,13 @@ use detcd_core::event::NodeEvent;
 use super::{
     Law, Verdict, Violation,
     case::{Case, Finding},
+    delays::Delays,
     of_node,
     replay::Replay,
+    roster::Roster,
 };
 use crate::history::{
-    Event, KeyValue, Keys, Nanos, NodeNumber, Phase, Stamped, Text, Watched, WatchedEvent, WatcherId,
+    Event, KeyValue, Keys, NO_ANSWER, Nanos, NodeNumber, Phase, Stamped, Text, Watched, WatchedEvent, WatcherId,
 };
 
 /// What is younger than this, in simulated nanoseconds, may still be on its way.
@@ -39,6 +42,8 @@ pub struct Watch {
     faults_on: u64,
     /// When a fault last began or ended, or a member came or went.
     disturbed: Nanos,
+    roster: Roster,
+    delays: Delays,
     /// When the law last looked whether something is late.
     looked: Nanos,
 }
@@ -77,6 +82,8 @@ impl Law for Watch {
         }
         let finding = self.look(event);
         self.case.take(finding);
+        self.roster.observe(event);
+        self.delays.observe(event);
     }
 
     fn finish(&mut self) -> Verdict {
@@ -160,7 +167,8 @@ impl Watch {
                     let (expected, got) = ("to go on: nobody compacted", format!("it is, up to {compacted}"));
                     return Err(Violation::new(event.sequence, watching.describe(watcher), expected, got));
                 }
-                if !wanted && self.calm_since().is_some_and(|calm| watching.asked >= calm) {
+                let calm = self.calm_since().is_some_and(|calm| watching.asked >= calm);
+                if !wanted && calm && !self.may_end(event.at, watcher, &watching, reason) {
                     let (expected, got) = ("to go on, as nothing is wrong", format!("over: {reason}"));
                     return Err(Violation::new(event.sequence, watching.describe(watcher), expected, got));
                 }
@@ -174,6 +182,14 @@ impl Watch {
         (self.faults_on == 0).then_some(Nanos(self.disturbed.0 + GRACE_NS))
     }
 
+    /// Whether a watch may end like that although nothing is wrong.
+    fn may_end(&self, now: Nanos, watcher: WatcherId, watching: &Watching, reason: &str) -> bool {
+        // A member may not know yet that it is a learner no more.
+        let lately = Nanos(watching.asked.0.saturating_sub(GRACE_NS));
+        self.roster.may_refuse(watching.node, lately, reason)
+            || reason == NO_ANSWER && self.delays.free_to(watcher, watching.node) > now
+    }
+
     /// Whoever watches must have been told what its member had applied in time.
     fn late(&mut self, event: &Stamped) -> Finding {
         let settled = Nanos(event.at.0.saturating_sub(GRACE_NS));
@@ -182,7 +198,8 @@ impl Watch {
         }
         for (watcher, watching) in &mut self.watches {
             let member = of_node(&mut self.members, watching.node);
-            if watching.asked > settled || member.started > settled {
+            let free = self.delays.free_to(*watcher, watching.node);
+            if watching.asked > settled || member.started > settled || free.0 + LOOK_NS > event.at.0 {
                 continue;
             }
             if !watching.made {

@@ -125,11 +125,10 @@ fn faults(draw: &mut Draw, nodes: u64, spares: u64) -> Vec<String> {
     } else {
         for _ in 0..draw.between(1, 3) {
             let (fault, on, most) = (draw.one_of(&HARSH), on(draw), draw.between(500, 5_000));
+            // Where there is nobody on the other side, something else is to happen.
+            let fault = if nodes == 1 && fault.contains("partition") { "kind = 'kill'" } else { fault };
             let fault = if nodes < 3 { format!("{fault}, keep_quorum = false") } else { fault.to_owned() };
-            // Nobody is on the other side.
-            if nodes > 1 || !fault.contains("partition") {
-                faults.push(timed(draw, &fault, on, most));
-            }
+            faults.push(timed(draw, &fault, on, most));
         }
         if draw.chance(50) {
             let (moment, times) = (draw.one_of(&MOMENTS), draw.between(1, 10));
@@ -171,6 +170,17 @@ mod tests {
             texts.insert(text);
         }
         assert_eq!(texts.len(), 2_000, "two seeds draw the same");
+    }
+
+    #[test]
+    fn who_is_alone_has_faults_of_its_own() {
+        let needs_others = |line: &&str| ["'latency'", "'loss'", "'partition'"].iter().any(|kind| line.contains(kind));
+        let alone: Vec<_> = (0..2_000).map(draw).filter(|text| text.contains("{ nodes = 1,")).collect();
+        assert!(alone.len() > 100);
+        for text in alone {
+            let mut faults = text.lines().filter(|line| line.contains("name = 'f"));
+            assert!(!faults.all(|line| needs_others(&line)), "{text}");
+        }
     }
 
     #[test]

@@ -360,7 +360,7 @@ fn a_claim_is_enough() {
     let scenario = Scenario::parse("x.toml", "claim = \"It holds.\"").unwrap();
     assert_eq!(scenario.network.clients, scenario.network.nodes);
     assert_eq!((scenario.expect.acknowledged_min, scenario.expect.under_fault_min), (2_000, 0));
-    assert_eq!(scenario.laws, Laws { recovery_ms: scenario.settle_ms, prompt_ms: 1_000 });
+    assert_eq!(scenario.laws, Laws { recovery_ms: scenario.settle_ms, prompt_ms: 500 });
 }
 
 #[test]

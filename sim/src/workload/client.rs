@@ -10,7 +10,7 @@ use tonic::{Code, Status, metadata::MetadataValue};
 
 use super::{Channel, End, Endpoints, Seen, key, keys_end};
 use crate::{
-    history::{Answer, Body, Event, KeyValue, Keys, OpId, Outcome, Request, Text},
+    history::{Answer, Body, Event, KeyValue, Keys, NO_ANSWER, OpId, Outcome, Request, Text},
     scenario::{Mix, Workload},
     seed::{ChaCha8Rng, Rng, Seed},
     world::{clock::SimTime, recorder::Recorder},
@@ -174,7 +174,7 @@ impl Client {
         let outcome = match result {
             Ok(Ok(answer)) => Outcome::Ok(answer),
             Ok(Err(status)) => judge(&request, &status),
-            Err(_) => unanswered(&request, "no answer in time".to_owned()),
+            Err(_) => unanswered(&request, NO_ANSWER.to_owned()),
         };
         let ok = match &outcome {
             Outcome::Ok(answer) => {

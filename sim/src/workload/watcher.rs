@@ -10,7 +10,7 @@ use tonic::Streaming;
 
 use super::{Channel, Endpoints, client::key_value, key, keys_end};
 use crate::{
-    history::{Event, Keys, Watched, WatchedEvent, WatcherId},
+    history::{Event, Keys, NO_ANSWER, Watched, WatchedEvent, WatcherId},
     scenario::Workload,
     seed::{ChaCha8Rng, Rng, Seed},
     world::{clock::SimTime, recorder::Recorder},
@@ -100,7 +100,7 @@ impl Watcher {
         let gone = |_| "the stream is gone".to_owned();
         ask(pb::watch_request::RequestUnion::CreateRequest(create)).map_err(gone)?;
         let opened = madsim::time::timeout(self.timeout, client.watch(stream)).await;
-        let mut responses = opened.map_err(|_| "no answer in time")?.map_err(|status| status.to_string())?.into_inner();
+        let mut responses = opened.map_err(|_| NO_ANSWER)?.map_err(|status| status.to_string())?.into_inner();
         // Now and then a watcher changes its mind about whom to watch.
         let until = self.time.now() + Duration::from_millis(5_000 + self.rng.next_u64() % 30_000);
         let mut quiet = Duration::ZERO;

@@ -24,7 +24,7 @@ use super::{
     recorder::Recorder,
 };
 use crate::{
-    history::{Event, NodeNumber, Peer},
+    history::{self, Event, NodeNumber, Peer},
     seed::{Rng, Seed},
 };
 
@@ -133,6 +133,15 @@ pub fn node_ip(number: usize) -> IpAddr {
 
 pub fn client_ip(client: u64) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 1, client as u8))
+}
+
+/// Whose address this is.
+pub fn host_of(ip: IpAddr) -> history::Host {
+    let IpAddr::V4(ip) = ip else { unreachable!("all addresses are of version 4") };
+    match ip.octets() {
+        [.., 0, node] => history::Host::Node(NodeNumber(node.into())),
+        [.., client] => history::Host::Client(client.into()),
+    }
 }
 
 pub fn client_url(number: NodeNumber) -> String {

@@ -122,6 +122,12 @@ pub enum NetOp {
         len: usize,
         hash: u64,
     },
+    /// A segment was lost, and will arrive only then.
+    Lost {
+        from: IpAddr,
+        to: IpAddr,
+        until: Duration,
+    },
     /// The reader took the segment's first byte.
     Delivered {
         conn: u64,

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use super::{
     clock::SimTime,
+    cluster::host_of,
     disk::{DiskObserver, DiskOp},
     net::{NetObserver, NetOp},
     standing::{Members, Standing},
@@ -129,6 +130,7 @@ impl Recorder {
             Event::Asked { change, what, .. } => record.seam("asked", *change, what),
             Event::Told { change, outcome } => record.seam("told", *change, outcome),
             Event::Fault { fault, on } => record.seam("fault", u64::from(*on), &**fault),
+            Event::Delayed { until, .. } => record.seam("delayed", until.0, &()),
             Event::Phase(phase) => record.seam("phase", *phase as u64, &()),
         }
         if record.forgetful {
@@ -270,8 +272,13 @@ impl Ambush {
 
 impl NetObserver for Recorder {
     fn net(&self, what: NetOp) {
+        if let NetOp::Lost { from, to, until } = what {
+            let (from, to, until) = (host_of(from), host_of(to), Nanos(until.as_nanos() as u64));
+            return self.record(Event::Delayed { from, to, until });
+        }
         let mut record = self.0.lock();
         match what {
+            NetOp::Lost { .. } => unreachable!("recorded above"),
             NetOp::Connected { conn, from, to, port } => record.seam("connected", conn, &(from, to, port)),
             NetOp::Sent { conn, len, hash, .. } => record.seam("bytes", conn, &(len, hash)),
             NetOp::Delivered { conn, len, hash, .. } => record.seam("delivered", conn, &(len, hash)),

@@ -6,7 +6,7 @@ use detcd_core::{
 
 use super::{Done, History, breaks, breaks_both, cluster, is_single, judge, reads_now};
 use crate::{
-    history::{Body, Event, Outcome, Request, Stamped},
+    history::{Answer, Body, Event, KeyValue, Keys, NodeNumber, OpId, Outcome, Request, Stamped},
     oracle::Verdict,
 };
 
@@ -273,26 +273,54 @@ fn wrong_answers_break_serializable_reads() {
     });
 }
 
-/// A key with a call in flight at any time has no place to cut its history: that it could not judge it, the law says.
+/// What the second opinion is when these happen before the first call of a good history.
+fn second_opinion_after(before: Vec<Event>, spoil: impl Fn(&mut History) -> bool) -> Verdict {
+    let (mut events, states) = cluster::history(0, 3);
+    let first = events.iter().position(|event| matches!(event.event, Event::Call { .. })).expect("clients call");
+    let at = events[first].at;
+    events.splice(first..first, before.into_iter().map(|event| Stamped { at, sequence: 0, event }));
+    let mut history = History { events, states };
+    assert!(spoil(&mut history));
+    history.events.iter_mut().zip(0..).for_each(|(event, number)| event.sequence = number);
+    let mut verdicts = judge(&super::CONFIG, &history.events).into_iter();
+    verdicts.find(|(law, _)| *law == SECOND).expect("it is a law").1
+}
+
+fn put(number: u64, key: &str) -> Event {
+    let request = Request::Put { key: key.into(), value: format!("x{number}").into(), previous: false };
+    Event::Call { op: OpId(1_000_000 + number), client: 1_000 + number, node: NodeNumber(1), request }
+}
+
+fn answer(number: u64, body: Body) -> Event {
+    let answer = Answer { member: 1, revision: 2, term: 2, body };
+    Event::Return { op: OpId(1_000_000 + number), outcome: Outcome::Ok(answer) }
+}
+
+/// On each key there is a call in flight at any time.
+#[test]
+fn the_second_opinion_needs_no_pause() {
+    let puts = || ["k0", "k1", "k2"].into_iter().zip(0..).map(|(key, number)| put(number, key)).collect();
+    let verdict = second_opinion_after(puts(), |_| true);
+    assert!(matches!(verdict, Verdict::Holds { judged: 500.., given_up: 0 }), "{verdict:?}");
+    let verdict = second_opinion_after(puts(), stale_read);
+    assert!(matches!(verdict, Verdict::Violated(_)), "{verdict:?}");
+}
+
+/// With too much in flight on a key at a time there are too many orders: that it could not judge it, the law says.
 #[test]
 fn a_second_opinion_on_little_is_none() {
-    let (mut events, states) = cluster::history(0, 3);
-    let call = |op, key: &str| Event::Call {
-        op: crate::history::OpId(op),
-        client: 1_000,
-        node: crate::history::NodeNumber(1),
-        request: Request::Put { key: key.into(), value: "x".into(), previous: false },
-    };
-    let first = events.iter().position(|event| matches!(event.event, Event::Call { .. })).expect("clients call");
-    for (number, key) in ["k0", "k1", "k2"].into_iter().enumerate() {
-        let event = Stamped { event: call(1_000_000 + number as u64, key), ..events[first] };
-        events.insert(first, event);
-    }
-    let mut history = History { events, states };
-    history.events.iter_mut().zip(0..).for_each(|(event, number)| event.sequence = number);
-    let verdicts = judge(&super::CONFIG, &history.events);
-    let verdict = &verdicts.iter().find(|(law, _)| *law == SECOND).expect("it is a law").1;
-    assert!(matches!(verdict, Verdict::Unknown { why } if why.contains('%')), "{verdict:?}");
+    let puts = 400;
+    let mut before: Vec<_> = (0..puts).map(|number| put(number, "z")).collect();
+    let keys = Keys { start: "z".into(), end: None };
+    let (serializable, keys_only, count_only) = (false, false, false);
+    let request = Request::Range { keys, revision: 0, limit: 0, serializable, keys_only, count_only };
+    before.push(Event::Call { op: OpId(1_000_000 + puts), client: 1_000 + puts, node: NodeNumber(1), request });
+    // None of them wrote what it sees.
+    let kv = KeyValue { key: "z".into(), value: "y".into(), created: 2, modified: 3, version: 100 };
+    before.push(answer(puts, Body::Range { kvs: vec![kv], count: 1, more: false }));
+    before.extend((0..puts).map(|number| answer(number, Body::Put { previous: None })));
+    let verdict = second_opinion_after(before, |_| true);
+    assert!(matches!(&verdict, Verdict::Unknown { why } if why.contains('%')), "{verdict:?}");
 }
 
 /// The second opinion sees calls and answers, and which writes were applied: it must do without the rest.

@@ -12,7 +12,7 @@ mod watches;
 
 use std::collections::BTreeSet;
 
-use detcd_core::event::NodeEvent;
+use detcd_core::{event::NodeEvent, types::MemberId};
 
 use self::traffic::State;
 use super::{Judge, LawConfig, Verdict, all};
@@ -148,6 +148,15 @@ impl History {
             Event::Node { node, event } => pick(event).map(|what| (at, *node, what)),
             _ => None,
         })
+    }
+
+    /// Who lives on this machine.
+    fn member(&self, on: NodeNumber) -> MemberId {
+        let started = self.events.iter().rev().find_map(|event| match event.event {
+            Event::Started { node, member } if node == on => Some(MemberId(member)),
+            _ => None,
+        });
+        started.expect("members start")
     }
 
     fn last_start(&self) -> usize {

@@ -1,9 +1,12 @@
 //! Histories in which something comes too late, or never.
-use detcd_core::event::{NodeEvent, Role};
+use detcd_core::{
+    event::{NodeEvent, Role},
+    types::{Index, MemberId},
+};
 
-use super::{CONFIG, History, breaks, breaks_both, cluster, judge, traffic::State};
+use super::{CONFIG, Done, History, SEEDS, breaks, breaks_both, cluster, judge, traffic::State};
 use crate::{
-    history::{Event, Nanos, Outcome, Phase, Stamped},
+    history::{Event, Host, NO_ANSWER, Nanos, NodeNumber, Outcome, Phase, Stamped},
     oracle::{LawConfig, Verdict},
 };
 
@@ -112,6 +115,135 @@ fn a_late_answer_breaks_promptness() {
         history.insert(to, Event::Fault { fault: "late".into(), on: true });
         true
     });
+}
+
+/// An operation in the calm is answered 100 ms late, and before its call the network says that it holds up bytes on some
+/// ways until so many milliseconds after it. What the law finds in each history.
+fn late_over_delays(for_ms: u64, ways: impl Fn(&Parties) -> Vec<(Host, Host)>) -> Vec<Verdict> {
+    let verdicts = (0..SEEDS).filter_map(|seed| {
+        let (events, states) = cluster::history(seed, 3);
+        let mut history = History { events, states };
+        let at = calm_return(&history)?;
+        let done = history.done().into_iter().find(|done| done.at == at).expect("it is one of them");
+        let late = Nanos(history.events[at].at.0 + 100 * cluster::MS);
+        let event = Stamped { at: late, ..history.events.remove(at) };
+        let to = history.events.iter().position(|event| event.at >= late).expect("the run goes on");
+        history.events.insert(to, event);
+        let until = Nanos(history.events[done.call].at.0 + for_ms * cluster::MS);
+        for (from, to) in ways(&Parties::of(&history, &done)) {
+            history.insert(done.call, Event::Delayed { from, to, until });
+        }
+        let mut verdicts = judge(&CONFIG, &history.events).into_iter();
+        Some(verdicts.find(|(law, _)| *law == PROMPTNESS).expect("it is a law").1)
+    });
+    let verdicts: Vec<_> = verdicts.collect();
+    assert!(!verdicts.is_empty(), "no history gave an occasion");
+    verdicts
+}
+
+/// Who has to do with an operation.
+struct Parties {
+    client: Host,
+    asked: Host,
+    leader: Host,
+    followers: Vec<Host>,
+}
+
+impl Parties {
+    fn of(history: &History, done: &Done) -> Parties {
+        let Event::Call { client, node, .. } = history.events[done.call].event else { unreachable!() };
+        let leads =
+            |event: &NodeEvent| matches!(event, NodeEvent::RoleChanged { role: Role::Leader, .. }).then_some(());
+        let (_, leader, ()) = history.nodes(leads).rfind(|(at, ..)| *at < done.call).expect("somebody leads");
+        let followers = (1..=3).map(NodeNumber).filter(|number| *number != leader);
+        Parties {
+            client: Host::Client(client),
+            asked: Host::Node(node),
+            leader: Host::Node(leader),
+            followers: followers.map(Host::Node).collect(),
+        }
+    }
+}
+
+#[test]
+fn what_the_network_holds_up_is_not_asked_of_the_store() {
+    let holds = |verdict: &Verdict| matches!(verdict, Verdict::Holds { judged: 1.., given_up: 0 });
+    let violated = |verdict: &Verdict| matches!(verdict, Verdict::Violated(_));
+    // The way there, the way back, and the way to every quorum.
+    let verdicts = late_over_delays(100, |who| vec![(who.client, who.asked)]);
+    assert!(verdicts.iter().all(holds), "{verdicts:?}");
+    let verdicts = late_over_delays(100, |who| vec![(who.asked, who.client)]);
+    assert!(verdicts.iter().all(holds), "{verdicts:?}");
+    let verdicts = late_over_delays(100, |who| who.followers.iter().map(|other| (*other, who.leader)).collect());
+    assert!(verdicts.iter().all(holds), "{verdicts:?}");
+    // Not for long enough; on another client's way; on that to one of two followers that does not ask.
+    let verdicts = late_over_delays(20, |who| vec![(who.client, who.asked)]);
+    assert!(verdicts.iter().all(violated), "{verdicts:?}");
+    let verdicts = late_over_delays(100, |who| vec![(Host::Client(99), who.asked)]);
+    assert!(verdicts.iter().all(violated), "{verdicts:?}");
+    let verdicts = late_over_delays(100, |who| {
+        let idle = who.followers.iter().find(|follower| **follower != who.asked);
+        vec![(who.leader, *idle.expect("there are two"))]
+    });
+    assert!(verdicts.iter().all(violated), "{verdicts:?}");
+}
+
+#[test]
+fn whoever_gives_up_had_enough_patience_but_for_the_network() {
+    let verdict = |held_ms: u64| {
+        let (mut events, states) = cluster::history(0, 3);
+        let history = History { events: std::mem::take(&mut events), states };
+        let at = calm_return(&history).expect("there is a calm");
+        let call = history.done().into_iter().find(|done| done.at == at).expect("just seen").call;
+        let mut history = history;
+        let Event::Call { op, client, node, .. } = history.events[call].event else { unreachable!() };
+        let given_up = Nanos(history.events[call].at.0 + 100 * cluster::MS);
+        history.events.remove(at);
+        let to = history.events.iter().position(|event| event.at >= given_up).expect("the run goes on");
+        history.insert(to, Event::Return { op, outcome: Outcome::Unknown(NO_ANSWER.into()) });
+        history.events[to].at = given_up;
+        let (from, to) = (Host::Node(node), Host::Client(client));
+        let until = Nanos(history.events[call].at.0 + held_ms * cluster::MS);
+        history.insert(call, Event::Delayed { from, to, until });
+        let mut verdicts = judge(&CONFIG, &history.events).into_iter();
+        verdicts.find(|(law, _)| *law == PROMPTNESS).expect("it is a law").1
+    };
+    assert!(matches!(verdict(30), Verdict::Violated(_)));
+    assert!(matches!(verdict(50), Verdict::Holds { given_up: 1, .. }));
+}
+
+/// An operation in the calm is refused, at a member that is a learner by then or has been until some time before.
+#[test]
+fn learners_may_refuse_what_is_not_for_them() {
+    let verdict = |risen_ms_before: Option<u64>, why: &str| {
+        let (events, states) = cluster::history(0, 3);
+        let mut history = History { events, states };
+        let at = calm_return(&history).expect("there is a calm");
+        let done = history.done().into_iter().find(|done| done.at == at).expect("just seen");
+        let Event::Return { outcome, .. } = &mut history.events[at].event else { unreachable!() };
+        *outcome = Outcome::Failed(why.into());
+        let member = history.member(done.node);
+        let others: Vec<_> = (10..12).map(MemberId).collect();
+        let called = history.events[done.call].at.0;
+        let mut configure = |index: u64, before_ms: u64, voters: Vec<MemberId>, learners: Vec<MemberId>| {
+            let at = Nanos(called - before_ms * cluster::MS);
+            let event = NodeEvent::ConfigurationApplied { index: Index(index), voters, learners, valid: true };
+            let place = history.events.iter().position(|event| event.at >= at).expect("the run goes on");
+            history.insert(place, Event::Node { node: done.node, event });
+            history.events[place].at = at;
+        };
+        configure(1_000_000, 3_000, others.clone(), vec![member]);
+        if let Some(before_ms) = risen_ms_before {
+            configure(1_000_001, before_ms, [others, vec![member]].concat(), vec![]);
+        }
+        let mut verdicts = judge(&CONFIG, &history.events).into_iter();
+        verdicts.find(|(law, _)| *law == PROMPTNESS).expect("it is a law").1
+    };
+    let refused = "FailedPrecondition: etcdserver: rpc not supported for learner";
+    assert!(matches!(verdict(None, refused), Verdict::Holds { .. }));
+    assert!(matches!(verdict(Some(30), refused), Verdict::Holds { .. }));
+    assert!(matches!(verdict(Some(1_000), refused), Verdict::Violated(_)));
+    assert!(matches!(verdict(None, "Unavailable: etcdserver: no leader"), Verdict::Violated(_)));
 }
 
 fn is_tick(event: &Stamped) -> bool {

@@ -1,6 +1,18 @@
 //! Spoilt watches.
-use super::{History, breaks, cluster::MS};
-use crate::history::{Event, Nanos, Watched, WatchedEvent, WatcherId};
+use detcd_core::{
+    event::NodeEvent,
+    types::{Index, MemberId},
+};
+
+use super::{
+    CONFIG, History, SEEDS, breaks,
+    cluster::{self, MS},
+    judge,
+};
+use crate::{
+    history::{Event, Host, NO_ANSWER, Nanos, NodeNumber, WATCHERS_FROM, Watched, WatchedEvent, WatcherId},
+    oracle::Verdict,
+};
 
 const WATCH: &str = "watch";
 
@@ -203,6 +215,63 @@ fn calm_watches(history: &History) -> Vec<(WatcherId, usize, usize)> {
         }
     }
     watches
+}
+
+/// A watch in the calm, on its way to an end that its watcher did not want. What the law finds in each history, if
+/// something else happened before it was asked for.
+fn ended(reason: &str, before: impl Fn(&mut History, WatcherId, NodeNumber, usize)) -> Vec<Verdict> {
+    let verdicts = (0..SEEDS).filter_map(|seed| {
+        let (events, states) = cluster::history(seed, 3);
+        let mut history = History { events, states };
+        let (watcher, asked, ended) = calm_watches(&history).pop()?;
+        let what = Watched::Ended { reason: reason.into(), wanted: false, compacted: 0 };
+        history.events[ended].event = Event::Watch { watcher, what };
+        let Event::Watch { what: Watched::Asked { node, .. }, .. } = history.events[asked].event else {
+            unreachable!()
+        };
+        before(&mut history, watcher, node, asked);
+        let mut verdicts = judge(&CONFIG, &history.events).into_iter();
+        Some(verdicts.find(|(law, _)| *law == WATCH).expect("it is a law").1)
+    });
+    let verdicts: Vec<_> = verdicts.collect();
+    assert!(!verdicts.is_empty(), "no history gave an occasion");
+    verdicts
+}
+
+#[test]
+fn learners_are_not_watched() {
+    let refused = "FailedPrecondition: etcdserver: rpc not supported for learner";
+    let a_learner = |history: &mut History, _: WatcherId, node: NodeNumber, asked: usize| {
+        let (learners, voters) = (vec![history.member(node)], vec![MemberId(10), MemberId(11)]);
+        let event = NodeEvent::ConfigurationApplied { index: Index(1_000_000), voters, learners, valid: true };
+        history.insert(asked, Event::Node { node, event });
+    };
+    let holds = |verdict: &Verdict| matches!(verdict, Verdict::Holds { .. });
+    let verdicts = ended(refused, a_learner);
+    assert!(verdicts.iter().all(holds), "{verdicts:?}");
+    // A voter says so; a learner that says something else.
+    for verdicts in [ended(refused, |_, _, _, _| ()), ended("the stream ended", a_learner)] {
+        assert!(!verdicts.iter().any(holds), "{verdicts:?}");
+    }
+}
+
+#[test]
+fn who_gives_up_while_bytes_are_late_breaks_nothing() {
+    let late = |of: u64, until: u64| {
+        move |history: &mut History, watcher: WatcherId, node: NodeNumber, asked: usize| {
+            let (from, to) = (Host::Node(node), Host::Client(WATCHERS_FROM + watcher.0 + of));
+            history.insert(asked, Event::Delayed { from, to, until: Nanos(until * MS) });
+        }
+    };
+    let holds = |verdict: &Verdict| matches!(verdict, Verdict::Holds { .. });
+    let verdicts = ended(NO_ANSWER, late(0, 60_000));
+    assert!(verdicts.iter().all(holds), "{verdicts:?}");
+    // Another watcher's way; not late any more; another end.
+    for verdicts in
+        [ended(NO_ANSWER, late(1, 60_000)), ended(NO_ANSWER, late(0, 1)), ended("the stream ended", late(0, 60_000))]
+    {
+        assert!(!verdicts.iter().any(holds), "{verdicts:?}");
+    }
 }
 
 #[test]

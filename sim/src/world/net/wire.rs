@@ -28,7 +28,8 @@ pub struct Wire {
     pub machines: BTreeMap<IpAddr, Machine>,
     links: Vec<Link>,
     link_between: BTreeMap<(IpAddr, IpAddr), LinkId>,
-    loopbacks: Vec<bool>,
+    /// From whom to whom each link leads.
+    ends: Vec<(IpAddr, IpAddr)>,
     seed: Seed,
 }
 
@@ -43,16 +44,16 @@ impl Wire {
             machines: BTreeMap::new(),
             links: Vec::new(),
             link_between: BTreeMap::new(),
-            loopbacks: Vec::new(),
+            ends: Vec::new(),
             seed,
         }
     }
 
     pub fn link(&mut self, from: IpAddr, to: IpAddr) -> LinkId {
-        let (links, loopbacks, seed) = (&mut self.links, &mut self.loopbacks, self.seed);
+        let (links, ends, seed) = (&mut self.links, &mut self.ends, self.seed);
         *self.link_between.entry((from, to)).or_insert_with(|| {
             links.push(Link::new(from, to, seed));
-            loopbacks.push(from == to);
+            ends.push((from, to));
             links.len() - 1
         })
     }
@@ -100,7 +101,13 @@ impl Wire {
     /// When a segment that is sent now arrives; the link must not be cut.
     pub fn arrival(&mut self, link: LinkId, len: usize) -> Duration {
         let default = self.default_of(link);
-        self.links[link].arrival(self.now, len, default, &self.params, &mut self.stats)
+        let lost = self.stats.segments_lost;
+        let arrival = self.links[link].arrival(self.now, len, default, &self.params, &mut self.stats);
+        if self.stats.segments_lost > lost {
+            let (from, to) = self.ends[link];
+            self.notes.push(NetOp::Lost { from, to, until: arrival });
+        }
+        arrival
     }
 
     pub fn latency(&mut self, link: LinkId) -> Duration {
@@ -128,6 +135,7 @@ impl Wire {
     }
 
     fn default_of(&self, link: LinkId) -> LinkParams {
-        if self.loopbacks[link] { self.params.loopback } else { self.params.link }
+        let (from, to) = self.ends[link];
+        if from == to { self.params.loopback } else { self.params.link }
     }
 }
