@@ -145,6 +145,7 @@ fn run(args: &RunArgs) -> u8 {
     if matches!(&run.accident, Some(accident) if accident.kind == "hang" || accident.kind == "memory") {
         std::process::exit(i32::from(code)); // the simulation's thread cannot be ended otherwise
     }
+    std::mem::forget(run); // the process ends, and takes it all with it
     code
 }
 
