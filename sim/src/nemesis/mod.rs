@@ -320,6 +320,7 @@ impl Inner {
             Fault::HalfOpen { links, period_ms } => self.half_open(victims, links, millis(period_ms), end).await,
             Fault::Latency { links, extra_ms } => self.clog(victims, links, millis(extra_ms), end).await,
             Fault::Loss { links, ppm } => self.lose(victims, links, ppm as u32, end).await,
+            Fault::GarbledState => self.garble(victims, end).await,
             Fault::FailedSync { files } => self.fail_sync(victims, files, end).await,
             Fault::IoError { io, files } => self.io_error(victims, io, files, end).await,
             Fault::DiskFull { files } => self.fill(victims, files, end).await,

@@ -1,4 +1,4 @@
-//! Faults of the network: cuts, resets, half-open connections, latency and loss.
+//! Faults of the network: cuts, resets, half-open connections, latency, loss and damage.
 use std::{net::IpAddr, time::Duration};
 
 use super::Inner;
@@ -145,6 +145,16 @@ impl Inner {
         self.time.sleep_until(end).await;
         ways.iter().for_each(|(from, to)| net.lose_less(*from, *to, ppm));
         self.link_stats(&ways, |stats| stats.lost) - before
+    }
+
+    pub(super) async fn garble(&self, victims: &[NodeNumber], end: Duration) -> u64 {
+        let (net, pairs) = (&self.cluster.net, self.pairs(victims, Links::Nodes));
+        let ways: Vec<_> = pairs.into_iter().map(|(victim, other)| (other, victim)).collect();
+        let before = self.link_stats(&ways, |stats| stats.garbled);
+        ways.iter().for_each(|(from, to)| net.garble(*from, *to));
+        self.time.sleep_until(end).await;
+        ways.iter().for_each(|(from, to)| net.garble_less(*from, *to));
+        self.link_stats(&ways, |stats| stats.garbled) - before
     }
 
     /// Whatever a cut did to traffic on these ways.

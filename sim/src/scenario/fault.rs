@@ -29,6 +29,8 @@ pub enum Fault<N> {
     Latency { links: Links, extra_ms: N },
     /// So many of a million segments that the victim sends or receives are lost. Overrides the links' own loss.
     Loss { links: Links, ppm: N },
+    /// A bit flips in states that are sent to the victim, on their way.
+    GarbledState,
     /// Each sync takes so much longer.
     SlowFsync { extra_ms: N },
     /// No write and no sync is done.
@@ -123,6 +125,7 @@ impl<N: Copy> Fault<N> {
             Fault::HalfOpen { .. } => "half_open",
             Fault::Latency { .. } => "latency",
             Fault::Loss { .. } => "loss",
+            Fault::GarbledState => "garbled_state",
             Fault::SlowFsync { .. } | Fault::StalledFsync => "slow_fsync",
             Fault::ClockDrift { .. } => "clock_drift",
             Fault::WallJump { .. } => "wall_jump",
@@ -154,6 +157,7 @@ impl<N: Copy> Fault<N> {
             Fault::HalfOpen { links, period_ms } => Fault::HalfOpen { links, period_ms: f(period_ms) },
             Fault::Latency { links, extra_ms } => Fault::Latency { links, extra_ms: f(extra_ms) },
             Fault::Loss { links, ppm } => Fault::Loss { links, ppm: f(ppm) },
+            Fault::GarbledState => Fault::GarbledState,
             Fault::SlowFsync { extra_ms } => Fault::SlowFsync { extra_ms: f(extra_ms) },
             Fault::StalledFsync => Fault::StalledFsync,
             Fault::ClockDrift { ppm } => Fault::ClockDrift { ppm: f(ppm) },
@@ -206,7 +210,7 @@ impl Fault<i64> {
     pub fn details(&self) -> String {
         match self {
             Fault::PowerLoss { torn: true } => "torn".into(),
-            Fault::PowerLoss { torn: false } | Fault::Kill | Fault::Pause => String::new(),
+            Fault::PowerLoss { torn: false } | Fault::Kill | Fault::Pause | Fault::GarbledState => String::new(),
             Fault::Partition { shape, links } => format!("{shape}{links}"),
             Fault::Flapping { shape, links, down_ms, up_ms } => {
                 format!("{shape}{links}, {down_ms} ms down, {up_ms} ms up")

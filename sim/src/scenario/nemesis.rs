@@ -40,7 +40,7 @@ pub struct Setting {
     pub run_ms: u64,
 }
 
-const KINDS: [&str; 23] = [
+const KINDS: [&str; 24] = [
     "power_loss",
     "kill",
     "pause",
@@ -50,6 +50,7 @@ const KINDS: [&str; 23] = [
     "half_open",
     "latency",
     "loss",
+    "garbled_state",
     "slow_fsync",
     "clock_drift",
     "wall_jump",
@@ -166,6 +167,7 @@ fn read_fault(fields: &mut Fields, kind: &str) -> Fault<Span> {
             let ppm = fields.percent_span("percent", "how much is lost, and sent again", 90);
             Fault::Loss { links: read_links(fields), ppm }
         }
+        "garbled_state" => Fault::GarbledState,
         "slow_fsync" => read_slow_fsync(fields),
         "clock_drift" => {
             let doc = "microseconds that the clock gains a second";

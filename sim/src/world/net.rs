@@ -218,7 +218,7 @@ impl SimNet {
         self.0.with(|state| state.heal(from, to));
     }
 
-    /// Ends all cuts, clogs and losses.
+    /// Ends all cuts, clogs, losses and damage.
     pub fn heal_all(&self) {
         self.0.with(State::heal_all);
     }
@@ -248,6 +248,16 @@ impl SimNet {
     /// Takes one such loss back.
     pub fn lose_less(&self, from: IpAddr, to: IpAddr, ppm: u32) {
         self.on_link(from, to, |link| link.faulty_ppm = link.faulty_ppm.saturating_sub(ppm));
+    }
+
+    /// Of states that are sent from now on a bit may flip.
+    pub fn garble(&self, from: IpAddr, to: IpAddr) {
+        self.on_link(from, to, |link| link.garbling += 1);
+    }
+
+    /// Takes one such fault back.
+    pub fn garble_less(&self, from: IpAddr, to: IpAddr) {
+        self.on_link(from, to, |link| link.garbling = link.garbling.saturating_sub(1));
     }
 
     pub fn link_stats(&self, from: IpAddr, to: IpAddr) -> LinkStats {

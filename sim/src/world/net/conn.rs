@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     NetOp,
+    link::Passed,
     wire::{LinkId, Wire},
 };
 use crate::world::clock::NEVER;
@@ -68,6 +69,7 @@ struct Pipe {
     /// Those of them that were read, and the writer cannot hear of it.
     unheard: usize,
     last_arrival: Duration,
+    passed: Passed,
     /// The writer has shut it.
     shut: bool,
     /// Since when something is under way that cannot be acknowledged.
@@ -77,8 +79,8 @@ struct Pipe {
 impl Pipe {
     fn new(link: LinkId, back: LinkId) -> Pipe {
         let last_arrival = Duration::ZERO;
-        let queue = VecDeque::new();
-        Pipe { link, back, queue, unread: 0, unheard: 0, last_arrival, shut: false, stuck_since: None }
+        let (queue, passed) = (VecDeque::new(), Passed::default());
+        Pipe { link, back, queue, unread: 0, unheard: 0, last_arrival, passed, shut: false, stuck_since: None }
     }
 
     fn next_arrival(&mut self, len: usize, wire: &mut Wire) -> Duration {
@@ -238,8 +240,10 @@ impl Conn {
             wire.stats.bytes += data.len() as u64;
             let (from, to, hash) = (self.ends[side].host, self.ends[1 - side].host, xxh3_64(data));
             wire.notes.push(NetOp::Sent { conn: self.number, from, to, len: data.len(), hash });
-            let bytes = Bytes::copy_from_slice(data);
-            self.post(side, Segment { arrives: NEVER, bytes, hash, fin: false, noted: false }, wire);
+            let (mut bytes, pipe) = (data.to_vec(), &mut self.pipes[side]);
+            wire.faulty(pipe.link).garble(&mut pipe.passed, &mut bytes);
+            let hash = xxh3_64(&bytes);
+            self.post(side, Segment { arrives: NEVER, bytes: bytes.into(), hash, fin: false, noted: false }, wire);
         }
         Poll::Ready(Ok(data.len()))
     }

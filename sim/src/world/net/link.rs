@@ -3,7 +3,7 @@ use std::{net::IpAddr, time::Duration};
 
 use super::{NetParams, NetStats};
 use crate::{
-    seed::{ChaCha8Rng, Seed},
+    seed::{ChaCha8Rng, Rng as _, Seed},
     world::clock::{Delay, happens},
 };
 
@@ -28,21 +28,42 @@ pub struct LinkStats {
     pub lost: u64,
     /// Bytes, acknowledgements and connects that a cut held up.
     pub held: u64,
+    /// Bits that flipped.
+    pub garbled: u64,
 }
 
-/// Invariant: `extra` and `faulty_ppm` are the sums of all faults that are on.
+/// How a stream begins that carries a state from one member to another. Only what is in these is checked end to end by
+/// its reader: elsewhere a flipped bit is for TCP's and TLS's own sums to notice.
+const STATE_HEAD: &[u8] = b"POST /raft/snapshot ";
+/// Behind the request's head and the leader's message.
+const STATE_FROM: u64 = 16 << 10;
+/// In how many of a million segments of a state a bit flips, until one of the stream's has.
+const GARBLED_PPM: u32 = 500_000;
+
+/// Invariant: `extra`, `faulty_ppm` and `garbling` are the sums of all faults that are on.
 pub struct Link {
     pub params: Option<LinkParams>,
     pub cut: bool,
     pub extra: Duration,
     /// What the link loses on top of what it does by itself.
     pub faulty_ppm: u32,
+    /// Whether states that pass are damaged.
+    pub garbling: u32,
     pub stats: LinkStats,
     /// When all bytes so far have left the sender.
     busy_until: Duration,
     latency: ChaCha8Rng,
     loss: ChaCha8Rng,
     faulty: ChaCha8Rng,
+    garble: ChaCha8Rng,
+}
+
+/// What passed on a stream, one way, as far as its damage goes.
+#[derive(Default)]
+pub struct Passed {
+    bytes: u64,
+    is_state: bool,
+    is_garbled: bool,
 }
 
 impl Link {
@@ -53,11 +74,29 @@ impl Link {
             cut: false,
             extra: Duration::ZERO,
             faulty_ppm: 0,
+            garbling: 0,
             stats: LinkStats::default(),
             busy_until: Duration::ZERO,
             latency: stream("latency"),
             loss: stream("loss"),
             faulty: stream("faulty"),
+            garble: stream("garble"),
+        }
+    }
+
+    /// Flips a bit of a segment of a state, now and then; of each state one at most.
+    pub fn garble(&mut self, passed: &mut Passed, segment: &mut [u8]) {
+        if passed.bytes == 0 {
+            passed.is_state = segment.starts_with(STATE_HEAD);
+        }
+        let first = usize::try_from(STATE_FROM.saturating_sub(passed.bytes)).unwrap_or(usize::MAX);
+        passed.bytes += segment.len() as u64;
+        let may_be = self.garbling > 0 && passed.is_state && !passed.is_garbled && first < segment.len();
+        if may_be && happens(GARBLED_PPM, &mut self.garble) {
+            let at = first + self.garble.next_u64() as usize % (segment.len() - first);
+            segment[at] ^= 1 << (self.garble.next_u64() % 8);
+            passed.is_garbled = true;
+            self.stats.garbled += 1;
         }
     }
 
@@ -104,5 +143,35 @@ impl Link {
             rto = (rto * 2).min(net.rto_max);
         }
         at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many bits flipped in so many bytes that are sent in segments, and where the first one did.
+    fn garbled(garbling: u32, head: &[u8], bytes: usize) -> (u32, Option<usize>) {
+        let ip = |last| IpAddr::from([10, 0, 0, last]);
+        let (mut link, mut passed) = (Link::new(ip(1), ip(2), Seed(1)), Passed::default());
+        link.garbling = garbling;
+        let mut sent = head.to_vec();
+        sent.resize(bytes, 0);
+        let mut arrived = sent.clone();
+        arrived.chunks_mut(5_000).for_each(|segment| link.garble(&mut passed, segment));
+        let differ = || arrived.iter().zip(&sent).map(|(a, b)| (a ^ b).count_ones());
+        assert_eq!(u64::from(differ().sum::<u32>()), link.stats.garbled);
+        (differ().sum(), differ().position(|bits| bits > 0))
+    }
+
+    #[test]
+    fn one_bit_of_a_state_flips_behind_its_head_and_none_of_anything_else() {
+        let head = b"POST /raft/snapshot HTTP/1.1\r\n";
+        let (bits, first) = garbled(1, head, 1 << 20);
+        assert_eq!(bits, 1);
+        assert!(first >= Some(16 << 10), "{first:?}");
+        assert_eq!(garbled(1, head, 16 << 10), (0, None));
+        assert_eq!(garbled(0, head, 1 << 20), (0, None));
+        assert_eq!(garbled(1, b"GET /raft/stream/message/1 HTTP/1.1\r\n", 1 << 20), (0, None));
     }
 }

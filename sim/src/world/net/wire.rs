@@ -75,9 +75,11 @@ impl Wire {
         &mut self.links[link]
     }
 
-    /// No link is slow or loses anything over a fault any more.
+    /// No link is slow, loses or damages anything over a fault any more.
     pub fn clear(&mut self) {
-        self.links.iter_mut().for_each(|link| (link.extra, link.faulty_ppm) = (Duration::ZERO, 0));
+        for link in &mut self.links {
+            (link.extra, link.faulty_ppm, link.garbling) = (Duration::ZERO, 0, 0);
+        }
     }
 
     /// If the link is cut, that held so much up.
