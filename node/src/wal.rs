@@ -3,10 +3,12 @@
 //! - A segment is preallocated, so that appending to it changes no metadata; one fsync covers a batch.
 //! - A new segment is made as `N.tmp` and renamed once it is complete and durable: a segment that exists can be read.
 //! - The directory counts as a log once it has a segment. A crash before that leaves nothing.
-//! - Recovery cuts the tail that an interrupted write left, zeroes it, makes that durable, and only then appends:
-//!   or a later crash could put new records in front of old ones.
+//! - The tail that an interrupted write left is gone, durably, before anything is appended: or a later crash could put
+//!   new records in front of old ones.
 //! - What recovery has read it makes durable, names too: whoever wrote it may have been killed before its sync, and the
-//!   member answers for it from now on.
+//!   member answers for it from now on. If the last process stopped over a sync that failed, the system shows bytes and
+//!   a name that are on no disk, and takes them for written; no sync would write them. So the last segment is written
+//!   anew, and gets its name once more.
 //! - A mark is a record which says that a state stands in for the log up to some index. It is durable together with a
 //!   commit index that has reached it; alone it does not count, and recovery cuts it off. What a log of another history
 //!   holds before its mark is void.
@@ -41,8 +43,8 @@ use crate::{
 
 /// Bytes of records that nobody waits for; beyond it they are written without being asked.
 const LAZY_BYTES_MAX: usize = 64 << 10;
-/// At a time, of what recovery writes once more.
-const REWRITE_BYTES: usize = 1 << 20;
+/// At a time, of a segment that is written anew.
+const WRITE_BYTES: usize = 1 << 20;
 
 pub struct Wal {
     disk: Arc<dyn Disk>,
@@ -118,7 +120,7 @@ impl Wal {
         founding.entries.iter().for_each(|entry| writer.entry(&mut bytes, entry));
         writer.state(&mut bytes, founding.hard_state);
         let offset = bytes.len() as u64;
-        let file = new_segment(&*disk, dir, 0, Index(0), sizes.segment, bytes).await?;
+        let file = new_segment(&*disk, dir, 0, Index(0), sizes.segment, &bytes).await?;
         Ok(Wal {
             disk,
             path: dir.join(format::segment_name(0, Index(0))),
@@ -180,8 +182,17 @@ impl Wal {
         }
         let (file, bytes, end, path) = tail.expect("there is a last segment");
         let Some((metadata, recovered)) = replay.finish(start).map_err(senseless)? else { return Ok(None) };
-        cut(&*file, &bytes, end, sizes.segment).await.map_err(|error| failed("repair", &path, error))?;
-        disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
+        let (sequence, index) = *segments.last().expect("there is a last segment");
+        let again = new_segment(&*disk, dir, sequence, index, sizes.segment, &bytes[..end]).await;
+        let file = match again {
+            // Without room for a new file the old one must do.
+            Err(Failure::Disk { error, .. }) if error.kind() == io::ErrorKind::StorageFull => {
+                cut(&*file, &bytes, end, sizes.segment).await.map_err(|error| failed("repair", &path, error))?;
+                disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
+                file
+            }
+            again => again?,
+        };
         let wal = Wal {
             disk,
             dir: dir.to_owned(),
@@ -190,7 +201,7 @@ impl Wal {
             writer: format::Writer::new(replay.crc),
             file,
             path,
-            sequence: segments.last().expect("there is a last segment").0,
+            sequence,
             offset: end as u64,
             buffer: Vec::new(),
             state: recovered.hard_state,
@@ -304,7 +315,7 @@ impl Wal {
         let mut bytes = Vec::new();
         self.writer.begin(&mut bytes, self.metadata, Some(self.state));
         let offset = bytes.len() as u64;
-        let new = new_segment(&*self.disk, &self.dir, sequence, first, self.sizes.segment, bytes).await;
+        let new = new_segment(&*self.disk, &self.dir, sequence, first, self.sizes.segment, &bytes).await;
         self.file = new.map_err(|failure| match failure {
             Failure::Disk { error, .. } => error,
             other => io::Error::other(other.to_string()),
@@ -353,7 +364,7 @@ async fn new_segment(
     sequence: u64,
     first: Index,
     segment_bytes: u64,
-    bytes: Vec<u8>,
+    bytes: &[u8],
 ) -> Result<Arc<dyn File>, Failure> {
     let temporary = dir.join(format!("{}.tmp", sequence % 2));
     match disk.remove(&temporary).await {
@@ -365,7 +376,11 @@ async fn new_segment(
     let file = disk.open(&temporary, Open::Create).await.map_err(|error| fail("create", error))?;
     let length = segment_bytes.max(bytes.len() as u64);
     file.allocate(length).await.map_err(|error| fail("allocate space for", error))?;
-    file.write_sync(0, bytes).await.map_err(|error| fail("write", error))?;
+    let last = bytes.len().saturating_sub(1) / WRITE_BYTES * WRITE_BYTES;
+    for (at, chunk) in (0..).step_by(WRITE_BYTES).zip(bytes[..last].chunks(WRITE_BYTES)) {
+        file.write_at(at, chunk.to_vec()).await.map_err(|error| fail("write", error))?;
+    }
+    file.write_sync(last as u64, bytes[last..].to_vec()).await.map_err(|error| fail("write", error))?;
     let path = dir.join(format::segment_name(sequence, first));
     disk.rename(&temporary, &path).await.map_err(|error| fail("rename", error))?;
     disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
@@ -377,9 +392,8 @@ pub async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
     file.read_at(0, usize::try_from(length).map_err(io::Error::other)?).await
 }
 
-/// Leaves nothing but zeros behind `end`, up to the segment's size, and makes all of it durable. What stays is written
-/// once more, as it is: if the last process stopped over a sync that failed, the system shows bytes that are on no disk,
-/// and takes them for written; no sync would write them.
+/// Leaves nothing but zeros behind `end`, up to the segment's size, and makes all of it durable: what stays is written
+/// once more, as it is.
 async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> io::Result<()> {
     let dirty = bytes[end..].iter().any(|byte| *byte != 0);
     if dirty {
@@ -389,7 +403,7 @@ async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> i
     if dirty || (bytes.len() as u64) < segment_bytes {
         file.allocate(segment_bytes.max(end as u64)).await?;
     }
-    for (at, chunk) in (0..).step_by(REWRITE_BYTES).zip(bytes[..end].chunks(REWRITE_BYTES)) {
+    for (at, chunk) in (0..).step_by(WRITE_BYTES).zip(bytes[..end].chunks(WRITE_BYTES)) {
         file.write_at(at, chunk.to_vec()).await?;
     }
     file.sync().await

@@ -1,6 +1,9 @@
 //! Law: entries of the same index and term are the same on all members, and so is all before them.
 //!
 //! Besides: a leader changes nothing in its own log, and what is committed stays, the same on all members.
+//!
+//! A term that its leader forgot over a restart, and in which nobody else has an entry, never was: a sole voter leads at
+//! once, and tells nobody before its disk has the term. It may come to the same term again.
 use std::collections::BTreeMap;
 
 use detcd_core::event::{NodeEvent, Role};
@@ -20,6 +23,8 @@ pub struct LogMatching {
     /// The first entry seen at each index, from 1 at place 0; those of other terms are in `others`.
     first: Vec<Option<Stamp>>,
     others: BTreeMap<(u64, u64), Stamp>,
+    /// Of each term, who appended entries of it, if that is only one.
+    writers: BTreeMap<u64, Option<NodeNumber>>,
     /// What is committed.
     agreed: Vec<Stamp>,
 }
@@ -89,6 +94,7 @@ impl LogMatching {
                 // What it lost is another law's business.
                 let _ = member.log.recover(&Found::new(term, vote, before, entries));
                 (member.leads, member.commit, member.checked) = (None, commit.0, 0);
+                self.forget(node, term.0);
                 return self.recovered(sequence, node, before.0);
             }
             _ => {}
@@ -109,6 +115,16 @@ impl LogMatching {
         }
         self.case.right();
         Ok(())
+    }
+
+    /// This node knows of no term after this one any more: those in which nobody else has anything never were.
+    fn forget(&mut self, node: NodeNumber, known: u64) {
+        for (term, _) in self.writers.extract_if(known + 1.., |_, writer| *writer == Some(node)) {
+            for first in &mut self.first {
+                let _ = first.take_if(|stamp| stamp.term == term); // nobody ever had it
+            }
+            self.others.retain(|(_, of), _| *of != term);
+        }
     }
 
     fn appended(&mut self, sequence: u64, node: NodeNumber, index: u64, term: u64, hash: u64) -> Finding {
@@ -134,6 +150,7 @@ impl LogMatching {
                 return violation(expected, format!("term {term}, hash {hash:x}"));
             }
         }
+        self.writers.entry(term).or_insert(Some(node)).take_if(|writer| *writer != node);
         let known = known_as(&mut self.first, &mut self.others, index, stamp);
         if !known.agrees(stamp) {
             return violation(format!("hash {:x}, as on the first member", known.hash), format!("hash {hash:x}"));

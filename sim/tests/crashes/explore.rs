@@ -13,7 +13,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use detcd_node::host::Disk;
@@ -21,7 +24,7 @@ use detcd_sim::{
     seed::Seed,
     world::{
         clock::{Delay, SimTime},
-        disk::{DiskObserver, DiskOp, DiskTiming, Image, SimDisk, Unsynced},
+        disk::{DiskObserver, DiskOp, DiskTiming, Image, Paths, SimDisk, Unsynced},
     },
 };
 use parking_lot::Mutex;
@@ -76,16 +79,7 @@ impl fmt::Display for Wrong {
 /// Every way in which a member that does what the script says can crash. The error is the first one that is not all right.
 pub async fn explore(script: &Script, lie: Option<Lie>) -> Result<Counts, Wrong> {
     let course = Course::of(Member::founded(&script.history), &script.actions, &script.history);
-    let mut explorer = Explorer {
-        script,
-        lie,
-        time: SimTime::current(),
-        witness: Arc::new(Witness::default()),
-        counts: Counts::default(),
-        starts: BTreeMap::new(),
-        settled: BTreeMap::new(),
-        astray: false,
-    };
+    let mut explorer = Explorer::new(script, lie);
     let result = match explorer.crash_everywhere(&course).await {
         Ok(()) => explorer.go_on_everywhere().await,
         error => error,
@@ -95,6 +89,39 @@ pub async fn explore(script: &Script, lie: Option<Lie>) -> Result<Counts, Wrong>
         Err(what) if explorer.astray => Err(Wrong::Script(what)),
         Err(what) => Err(Wrong::Left(what)),
     }
+}
+
+/// A script in which each sync fails, one at a time. The process stops over it, and the next one goes on in a later term:
+/// what it found and that term are there after a power loss, too. Not so while a log is founded: a directory whose sync
+/// failed has a name that nobody can give it once more. Returns how many syncs that were.
+pub async fn fail_each_sync(script: &Script) -> Result<u64, String> {
+    let mut explorer = Explorer::new(script, None);
+    let founded = {
+        let disk = explorer.disk(&Image::default());
+        explorer.start(&disk).await?;
+        disk.image()
+    };
+    for failing in 0.. {
+        let (disk, counted) = (explorer.disk(&founded), AtomicU64::new(0));
+        disk.fail_sync(1, Paths::that(move |_| counted.fetch_add(1, Relaxed) == failing));
+        if explorer.run(&disk, &script.actions).await.result.is_ok() {
+            return Ok(failing);
+        }
+        disk.disarm_all();
+        let tell = |error: String| format!("{}, sync {failing} failed: {error}", script.name);
+        let (mut process, found) = explorer.start(&disk).await.map_err(tell)?;
+        let term = hard_state(found.hard_state.term.0 + 1, found.hard_state.commit.0);
+        process.act(&Action::Append(vec![batch(Vec::new(), Some(term))])).await.map_err(tell)?;
+        // An image is what is durable.
+        let durable = explorer.disk(&disk.image());
+        let (_, left) = explorer.start(&durable).await.map_err(tell)?;
+        // A state may be an older one, if the log goes on from there.
+        let ends = |member: &Member| member.log.last().map_or(member.start, |(index, term, _)| (*index, *term));
+        if left.hard_state != term || ends(&left) != ends(&found) {
+            return Err(tell(format!("a start found {found:?}, and after a power loss {left:?}")));
+        }
+    }
+    unreachable!("a script has an end")
 }
 
 struct Explorer<'a> {
@@ -140,6 +167,19 @@ struct Run {
 }
 
 impl Explorer<'_> {
+    fn new(script: &Script, lie: Option<Lie>) -> Explorer<'_> {
+        Explorer {
+            script,
+            lie,
+            time: SimTime::current(),
+            witness: Arc::new(Witness::default()),
+            counts: Counts::default(),
+            starts: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            astray: false,
+        }
+    }
+
     fn disk(&self, image: &Image) -> SimDisk {
         let at_once = Delay::new(0, 0);
         let timing =

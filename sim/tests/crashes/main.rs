@@ -15,7 +15,7 @@ use std::time::Instant;
 use madsim::runtime::Runtime;
 
 use crate::{
-    explore::{Counts, Wrong, explore},
+    explore::{Counts, Wrong, explore, fail_each_sync},
     lies::Lie,
     script::Script,
 };
@@ -57,6 +57,19 @@ fn a_checkpoint_is_the_old_state_or_the_new() {
 #[test]
 fn an_installed_state_is_the_old_one_or_the_new() {
     check(&scripts::install(), 250_000);
+}
+
+#[test]
+fn what_is_found_after_a_sync_failed_is_there_to_stay() {
+    let scripts = [scripts::append(), scripts::rotate(), scripts::checkpoint(), scripts::install()];
+    let mut failed = 0;
+    for script in scripts.into_iter().flatten() {
+        let run = async { fail_each_sync(&script).await };
+        failed += Runtime::with_seed_and_config(1, Default::default())
+            .block_on(run)
+            .unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+    assert!(failed > 100, "only {failed} syncs failed");
 }
 
 /// A disk that does not do what it is told is noticed, so a node that does not tell it would be.

@@ -1,11 +1,14 @@
 //! Spoilt accounts of the nodes.
 use detcd_core::{
     event::{Members, NodeEvent, Role},
-    types::{Digest, Index, MemberId, PersistId, RequestId, Term},
+    types::{Digest, Index, MemberId, PersistId, RequestId, Revision, Term},
 };
 
-use super::{History, breaks, breaks_both, cluster::id};
-use crate::history::{Content, Event, KeyValue, Keys, NodeNumber};
+use super::{CONFIG, History, breaks, breaks_both, cluster::id, judge};
+use crate::{
+    history::{Content, Event, KeyValue, Keys, Nanos, NodeNumber, Stamped},
+    oracle::Verdict,
+};
 
 const DURABILITY: &str = "durability";
 const AGREEMENT: &str = "agreement";
@@ -347,6 +350,44 @@ fn append_at_end(history: &mut History, node: NodeNumber, change: impl Fn(&mut T
     let end = history.events.len() - 1;
     history.insert(end, Event::Node { node, event: NodeEvent::Appended { index, term, hash } });
     true
+}
+
+/// A sole voter leads in term 2, appends an entry of it and dies; it starts again and knows of some term, leads in
+/// term 2 once more, and appends another entry in that place. What the law finds, if a second node appended some before.
+fn led_twice(known: u64, second_appends: bool) -> Verdict {
+    let (one, two) = (NodeNumber(1), NodeNumber(2));
+    let recovered = |term: u64| NodeEvent::Recovered {
+        term: Term(term),
+        vote: MemberId(1),
+        commit: Index(0),
+        before: Index(0),
+        last: Index(0),
+        entries: Box::default(),
+        applied: Index(0),
+        revision: Revision(1),
+        digest: Digest(0),
+        members: Box::default(),
+    };
+    let leads = || NodeEvent::RoleChanged { role: Role::Leader, term: Term(2), leader: MemberId(1) };
+    let appended = |hash: u64| NodeEvent::Appended { index: Index(1), term: Term(2), hash };
+    let mut events = vec![Event::Started { node: one, member: 1 }];
+    events.extend([recovered(1), leads(), appended(7)].map(|event| Event::Node { node: one, event }));
+    if second_appends {
+        events.push(Event::Started { node: two, member: 2 });
+        events.push(Event::Node { node: two, event: appended(7) });
+    }
+    events.extend([Event::Killed { node: one, power_loss: false }, Event::Started { node: one, member: 1 }]);
+    events.extend([recovered(known), leads(), appended(9)].map(|event| Event::Node { node: one, event }));
+    let stamped = (0..).zip(events).map(|(sequence, event)| Stamped { at: Nanos(sequence), sequence, event });
+    let mut verdicts = judge(&CONFIG, &stamped.collect::<Vec<_>>()).into_iter();
+    verdicts.find(|(law, _)| *law == LOGS).expect("it is a law").1
+}
+
+#[test]
+fn a_term_that_nobody_remembers_may_come_again() {
+    assert!(matches!(led_twice(1, false), Verdict::Holds { .. }));
+    assert!(matches!(led_twice(2, false), Verdict::Violated(_)), "it remembers");
+    assert!(matches!(led_twice(1, true), Verdict::Violated(_)), "somebody has heard of it");
 }
 
 #[test]
