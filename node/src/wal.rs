@@ -182,16 +182,21 @@ impl Wal {
         }
         let (file, bytes, end, path) = tail.expect("there is a last segment");
         let Some((metadata, recovered)) = replay.finish(start).map_err(senseless)? else { return Ok(None) };
-        let (sequence, index) = *segments.last().expect("there is a last segment");
-        let again = new_segment(&*disk, dir, sequence, index, sizes.segment, &bytes[..end]).await;
-        let file = match again {
+        let (sequence, _) = *segments.last().expect("there is a last segment");
+        let temporary = temporary(dir, sequence);
+        let file = match write_segment(&*disk, &temporary, sizes.segment, &bytes[..end]).await {
             // Without room for a new file the old one must do.
-            Err(Failure::Disk { error, .. }) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(Failure::Disk { error, .. }) if is_full(&error) => {
+                remove_if_there(&*disk, &temporary).await?;
                 cut(&*file, &bytes, end, sizes.segment).await.map_err(|error| failed("repair", &path, error))?;
                 disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
                 file
             }
-            again => again?,
+            again => {
+                let again = again?;
+                place_segment(&*disk, &temporary, dir, &path).await?;
+                again
+            }
         };
         let wal = Wal {
             disk,
@@ -366,14 +371,26 @@ async fn new_segment(
     segment_bytes: u64,
     bytes: &[u8],
 ) -> Result<Arc<dyn File>, Failure> {
-    let temporary = dir.join(format!("{}.tmp", sequence % 2));
-    match disk.remove(&temporary).await {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("remove", &temporary, error)),
-    }
-    let fail = |action, error| failed(action, &temporary, error);
-    let file = disk.open(&temporary, Open::Create).await.map_err(|error| fail("create", error))?;
+    let temporary = temporary(dir, sequence);
+    let file = write_segment(disk, &temporary, segment_bytes, bytes).await?;
+    place_segment(disk, &temporary, dir, &dir.join(format::segment_name(sequence, first))).await?;
+    Ok(file)
+}
+
+fn temporary(dir: &Path, sequence: u64) -> PathBuf {
+    dir.join(format!("{}.tmp", sequence % 2))
+}
+
+/// Durable, under a name that counts for nothing.
+async fn write_segment(
+    disk: &dyn Disk,
+    temporary: &Path,
+    segment_bytes: u64,
+    bytes: &[u8],
+) -> Result<Arc<dyn File>, Failure> {
+    remove_if_there(disk, temporary).await?;
+    let fail = |action, error| failed(action, temporary, error);
+    let file = disk.open(temporary, Open::Create).await.map_err(|error| fail("create", error))?;
     let length = segment_bytes.max(bytes.len() as u64);
     file.allocate(length).await.map_err(|error| fail("allocate space for", error))?;
     let last = bytes.len().saturating_sub(1) / WRITE_BYTES * WRITE_BYTES;
@@ -381,10 +398,23 @@ async fn new_segment(
         file.write_at(at, chunk.to_vec()).await.map_err(|error| fail("write", error))?;
     }
     file.write_sync(last as u64, bytes[last..].to_vec()).await.map_err(|error| fail("write", error))?;
-    let path = dir.join(format::segment_name(sequence, first));
-    disk.rename(&temporary, &path).await.map_err(|error| fail("rename", error))?;
-    disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
     Ok(file)
+}
+
+async fn place_segment(disk: &dyn Disk, temporary: &Path, dir: &Path, path: &Path) -> Result<(), Failure> {
+    disk.rename(temporary, path).await.map_err(|error| failed("rename", temporary, error))?;
+    disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))
+}
+
+async fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<(), Failure> {
+    match disk.remove(path).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 pub async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {

@@ -29,6 +29,10 @@ impl EventList {
             sorted.extend([(operation.called_at, false, op), (returned_at, true, op)]);
         }
         sorted.sort_unstable(); // at one position calls come first: they overlap the returns
+        // Calls with no return between them may come in any order.
+        for calls in sorted.split_mut(|(_, is_return, _)| *is_return) {
+            calls.sort_by_key(|(at, _, op)| (operations[*op].guess, *at, *op));
+        }
         let count = sorted.len() + 1;
         let head = Event { at: 0, op: 0, is_return: false, prev: count - 1, next: 1 % count };
         let (mut call_of, mut return_of) = (vec![0; operations.len()], vec![0; operations.len()]);
@@ -85,8 +89,13 @@ mod tests {
 
     #[test]
     fn lifted_operations_come_back_to_their_places() {
-        let operation =
-            |called_at, returned_at| Operation { client: 0, op: (), called_at, returned_at: Some(returned_at) };
+        let operation = |called_at, returned_at| Operation {
+            client: 0,
+            op: (),
+            called_at,
+            returned_at: Some(returned_at),
+            guess: 0,
+        };
         let operations = [operation(1, 4), operation(2, 3), operation(4, 5)];
         let mut list = EventList::new(&operations.iter().collect::<Vec<_>>());
         let shown = |list: &EventList| {

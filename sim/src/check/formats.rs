@@ -177,7 +177,8 @@ impl<O> Recorder<O> {
         if self.spent.contains(&id) || self.open.insert(id, self.operations.len()).is_some() {
             return Err(line.expected(format!("no call of {id}: one is open, or it had its last")));
         }
-        self.operations.push(Operation { client, op, called_at: line.number, returned_at: None });
+        let called_at = line.number;
+        self.operations.push(Operation { client, op, called_at, returned_at: None, guess: called_at });
         Ok(())
     }
 

@@ -67,6 +67,9 @@ pub struct Operation<O> {
     pub called_at: u64,
     /// `None`: pending.
     pub returned_at: Option<u64>,
+    /// When it took effect, at a guess: of operations that may come next, which is tried first. A wrong guess costs time,
+    /// and nothing else.
+    pub guess: u64,
 }
 
 impl<O: Display> Display for Operation<O> {

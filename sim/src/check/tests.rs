@@ -176,7 +176,7 @@ fn by_hand(events: &str) -> Vec<Operation<RegisterOp>> {
             _ => RegisterOp::Read { saw: Some(Some(value)) },
         };
         if phase == "(" {
-            history.push(Operation { client: at, op, called_at: at, returned_at: None });
+            history.push(Operation { client: at, op, called_at: at, returned_at: None, guess: 0 });
         } else {
             let open = history.iter_mut().find(|o| o.op == op && o.returned_at.is_none());
             open.unwrap().returned_at = Some(at);
@@ -217,9 +217,15 @@ fn many_pending_writes_are_cheap() {
 
 #[test]
 fn events_at_one_position_overlap() {
-    let write = Operation { client: 1, op: RegisterOp::Write { value: 1 }, called_at: 1, returned_at: Some(5) };
-    let read =
-        |called_at| Operation { client: 2, op: RegisterOp::Read { saw: Some(None) }, called_at, returned_at: Some(9) };
+    let write =
+        Operation { client: 1, op: RegisterOp::Write { value: 1 }, called_at: 1, returned_at: Some(5), guess: 0 };
+    let read = |called_at| Operation {
+        client: 2,
+        op: RegisterOp::Read { saw: Some(None) },
+        called_at,
+        returned_at: Some(9),
+        guess: 0,
+    };
     assert_eq!(check_history(&Register, &[write.clone(), read(5)], TIGHT), Verdict::Linearizable);
     assert_eq!(name(&check_history(&Register, &[write, read(6)], TIGHT)), "violation");
 }
@@ -278,6 +284,7 @@ fn one_operation_without_a_key_joins_all_keys() {
             op,
             called_at: at * 2,
             returned_at: Some(at * 2 + 1),
+            guess: 0,
         });
         let verdict = check_history(&Cells, &timed.collect::<Vec<_>>(), TIGHT);
         assert_eq!(name(&verdict), expected, "{verdict:?}");
@@ -390,7 +397,9 @@ fn plans<O: Clone + fmt::Debug + 'static>(ops: impl Strategy<Value = O>) -> impl
         let plan = |((op, luck, delay, honest), (called_at, end)): ((O, i32, u64, bool), (u64, u64))| {
             let returned_at = Some(end).filter(|_| luck > 0);
             let served_at = called_at + returned_at.map_or(delay, |end| delay % (end - called_at));
-            let operation = Operation { client: called_at, op, called_at, returned_at };
+            // Good guesses, and bad ones: no verdict depends on them.
+            let guess = if luck == 1 { served_at } else { 100 - served_at };
+            let operation = Operation { client: called_at, op, called_at, returned_at, guess };
             Plan { operation, served_at, honest }
         };
         rows.into_iter().zip(pairs).map(plan).collect()

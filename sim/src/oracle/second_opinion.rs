@@ -2,7 +2,8 @@
 //!
 //! A second opinion on strict serializability. It believes no revision and no index: it looks at calls and answers, and
 //! searches for an order ([`check_history`]). Of the nodes it believes one thing only: a write whose outcome is unknown
-//! took effect between its call and the first time that a node applied it, and before that nobody saw it.
+//! took effect between its call and the first time that a node applied it, and before that nobody saw it. Where nodes
+//! applied something it also tries first; but whatever order it finds it holds against calls and answers alone.
 //!
 //! The search is exponential in what is in flight at a time, and nearly linear in the length of a history: it takes the
 //! whole of each key's, once the run is over. A key that is too hard is given up; the law does not hold if that is more
@@ -122,8 +123,9 @@ impl SecondOpinion {
 
     fn returned(&mut self, sequence: u64, op: OpId, flying: Flying, outcome: &Outcome) {
         match (outcome, flying.applied_at) {
-            (Outcome::Ok(answer), _) => self.done(&flying, Some(answer), sequence),
-            (Outcome::Unknown(_), Some(at)) => self.done(&flying, None, at),
+            // Reads change nothing: they are tried wherever they may come.
+            (Outcome::Ok(answer), at) => self.done(&flying, Some(answer), sequence, at.unwrap_or(0)),
+            (Outcome::Unknown(_), Some(at)) => self.done(&flying, None, at, at),
             (Outcome::Unknown(_), None) if flying.request.writes() => drop(self.lost.insert(op, flying)),
             (Outcome::Unknown(_) | Outcome::Failed(_), _) => {}
         }
@@ -133,18 +135,18 @@ impl SecondOpinion {
         if let Some(flying) = self.flying.get_mut(&op) {
             flying.applied_at = Some(sequence);
         } else if let Some(flying) = self.lost.remove(&op) {
-            self.done(&flying, None, sequence);
+            self.done(&flying, None, sequence, sequence);
         }
     }
 
-    /// It took effect by then, on each of its keys of which there is more to judge.
-    fn done(&mut self, flying: &Flying, answer: Option<&Answer>, at: u64) {
+    /// It took effect by then, perhaps when guessed, on each of its keys of which there is more to judge.
+    fn done(&mut self, flying: &Flying, answer: Option<&Answer>, at: u64, guess: u64) {
         let Flying { client, called_at, request, .. } = flying;
         let keys = keys_of(request);
         let end = keys.end.as_ref().unwrap_or(&keys.start);
         for (key, ops) in self.keys.range_mut::<Text, _>(&keys.start..=end).filter(|(key, _)| keys.contains(key)) {
             let op = answer.map_or_else(|| asked(request), |answer| answered(request, answer, key));
-            ops.push(check::Operation { client: *client, op, called_at: *called_at, returned_at: Some(at) });
+            ops.push(check::Operation { client: *client, op, called_at: *called_at, returned_at: Some(at), guess });
         }
     }
 }

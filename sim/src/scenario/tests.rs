@@ -189,10 +189,10 @@ fn mistakes_of_a_nemesis() {
     let prefix = format!("{CLAIM}nemesis = [{{ ");
     insta::assert_snapshot!(story(&prefix, &texts, " }]"), @r#"
     on = 'leader'
-    x.toml:2: nemesis.kind: missing; expected one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal: what is done
+    x.toml:2: nemesis.kind: missing; expected one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal: what is done
 
     kind = 'powerloss', on = 'leader', tron = true
-    x.toml:2: nemesis.kind = 'powerloss': unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
+    x.toml:2: nemesis.kind = 'powerloss': unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
 
     kind = 'kill'
     x.toml:2: nemesis.for_ms: missing; expected a whole number from 1 to 3600000, or [least, most]: how long it lasts each time, in milliseconds
@@ -343,7 +343,7 @@ fn all_mistakes_are_told_at_once() {
     x.toml:7: cluster.heart: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes, outputs_max
     x.toml:11: nemesis.on = "everyone": unknown; one of leader, follower, any, all, rolling, learner, spare, n1, n2, n3, n4, n5, n6, n7
     x.toml:13: nemesis.for_ms = 0: expected a whole number from 1 to 3600000, or [least, most]
-    x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
+    x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
     x.toml:18: nemesis.extra_ms: missing; expected a whole number from 1 to 60000, or [least, most]: how much longer everything is under way, in milliseconds
     x.toml:21: nemesis.every_ms = "often": expected a whole number from 1 to 86400000
     "#);
