@@ -6,8 +6,8 @@
 //!   each step of its start, or after all of them. What it found may be answered for from then on, so it must last.
 //! - From every disk that any of this leaves, a member starts: it must find what the script allows ([`Course::check`]).
 //! - That start is crashed right before each of its steps in the same two ways, and so is the start after that, until
-//!   there is no disk left that was not seen before: all of them must find the same. A start after one that went well
-//!   changes nothing.
+//!   there is no disk left that was not seen before ([`digest`]): all of them must find the same. A start after one that
+//!   went well changes nothing.
 //! - From there the member goes on as its leader wants, over whatever its log holds that is not committed, and is crashed
 //!   again at each step of that. So nothing that was cut off may rise again.
 use std::{
@@ -122,6 +122,12 @@ pub async fn fail_each_sync(script: &Script) -> Result<u64, String> {
         }
     }
     unreachable!("a script has an end")
+}
+
+/// Tells disks apart, as far as a start does: what a file holds that has only a temporary name is nothing to it. So of the
+/// disks that differ in no more than that, one is started from, whichever comes first.
+fn digest(image: &Image) -> u64 {
+    image.digest_where(&|name| !name.ends_with(".tmp"))
 }
 
 struct Explorer<'a> {
@@ -336,10 +342,10 @@ impl Explorer<'_> {
 
     /// What a start finds, however often it is interrupted.
     async fn recover(&mut self, image: Image) -> Result<Member, String> {
-        let first = image.digest();
+        let first = digest(&image);
         let (mut queue, mut new) = (vec![(image, None::<Member>)], Vec::new());
         while let Some((image, expected)) = queue.pop() {
-            let digest = image.digest();
+            let digest = digest(&image);
             if !self.starts.contains_key(&digest) {
                 self.counts.disks += 1;
                 let (start, disks) = self.start_from(&image).await?;
@@ -367,7 +373,7 @@ impl Explorer<'_> {
         let (process, found) = self.start(&disk).await?;
         let steps = disk.points();
         let left = disk.image_after_loss(u64::MAX);
-        let leaves = left.digest();
+        let leaves = digest(&left);
         self.settled.entry(leaves).or_insert_with(|| (left.clone(), found.clone()));
         let mut disks: BTreeMap<u64, Image> = [(leaves, left)].into();
         self.collect(&disk, &mut disks);
@@ -387,7 +393,7 @@ impl Explorer<'_> {
     fn collect(&mut self, disk: &SimDisk, disks: &mut BTreeMap<u64, Image>) {
         for mask in choices(&disk.pending()) {
             let image = self.after_loss(disk, mask);
-            disks.entry(image.digest()).or_insert(image);
+            disks.entry(digest(&image)).or_insert(image);
         }
     }
 

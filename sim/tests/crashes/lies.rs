@@ -13,14 +13,23 @@ use parking_lot::Mutex;
 pub enum Lie {
     /// This directory is never synced.
     NoDirSync(&'static str),
-    /// Nor are files below this directory that are opened under names with such an end.
+    /// Nor are files below this directory that are opened under names with such an end. (Segments are, as such, only
+    /// where there is no room for new ones.)
     NoSync(&'static str, &'static str),
     /// States get their names only after the log's next sync, which is the mark's.
     LateNames,
-    /// A log's tail is never cut.
+    /// The truth, but there is no room for another segment.
+    NoRoom,
+    /// Nor is a log's tail ever cut.
     NoCut,
     /// The log before a state goes as soon as the state has its name, before the mark.
     EarlyRelease,
+}
+
+impl Lie {
+    fn leaves_room(self) -> bool {
+        !matches!(self, Lie::NoRoom | Lie::NoCut | Lie::NoSync("wal", ".wal"))
+    }
 }
 
 pub struct Liar {
@@ -57,6 +66,12 @@ impl Disk for Liar {
 
     fn open<'a>(&'a self, path: &'a Path, how: Open) -> BoxFuture<'a, io::Result<Arc<dyn File>>> {
         Box::pin(async move {
+            let dir = path.parent().filter(|dir| dir.ends_with("wal") && how == Open::Create);
+            if let Some(dir) = dir.filter(|_| !self.lie.leaves_room())
+                && self.disk.list(dir).await?.iter().any(|name| name.ends_with(".wal"))
+            {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             let file = self.disk.open(path, how).await?;
             let (disk, lie, held) = (self.disk.clone(), self.lie, self.held.clone());
             Ok(Arc::new(LyingFile { file, disk, lie, held, path: path.to_owned() }) as Arc<dyn File>)

@@ -72,6 +72,14 @@ fn what_is_found_after_a_sync_failed_is_there_to_stay() {
     assert!(failed > 100, "only {failed} syncs failed");
 }
 
+/// Then a start goes on with the segment that is there.
+#[test]
+fn without_room_for_a_new_segment_an_append_is_all_or_a_prefix() {
+    for script in scripts::append() {
+        run(&script, Some(Lie::NoRoom)).unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+}
+
 /// A disk that does not do what it is told is noticed, so a node that does not tell it would be.
 #[test]
 fn what_is_not_durable_in_time_is_noticed() {

@@ -35,23 +35,30 @@ impl Image {
 
     /// Equal for images of equal directories, names and bytes, whenever and wherever they were taken.
     pub fn digest(&self) -> u64 {
+        self.digest_where(&|_| true)
+    }
+
+    /// The same, but only for the files whose name is one that `counts` do their bytes make a difference.
+    pub fn digest_where(&self, counts: &dyn Fn(&str) -> bool) -> u64 {
         let mut hash = Xxh3::new();
-        self.digest_dir(0, &mut hash);
+        self.digest_dir(0, counts, &mut hash);
         hash.digest()
     }
 
-    fn digest_dir(&self, dir: u64, hash: &mut Xxh3) {
+    fn digest_dir(&self, dir: u64, counts: &dyn Fn(&str) -> bool, hash: &mut Xxh3) {
         for (name, entry) in self.0.entries.get(&dir).into_iter().flatten() {
             hash.update(&(name.len() as u64).to_le_bytes());
             hash.update(name.as_bytes());
             match entry {
                 Entry::File(file) => {
                     hash.update(b"file");
-                    self.0.files[file].digest(&mut |bytes| hash.update(bytes));
+                    if counts(name) {
+                        self.0.files[file].digest(&mut |bytes| hash.update(bytes));
+                    }
                 }
                 Entry::Dir(dir) => {
                     hash.update(b"dir");
-                    self.digest_dir(*dir, hash);
+                    self.digest_dir(*dir, counts, hash);
                     hash.update(b"end");
                 }
             }
