@@ -32,6 +32,8 @@ pub enum Failure {
          member from the cluster and add it anew with an empty directory"
     )]
     DamagedState { path: PathBuf, offset: u64, reason: String },
+    #[error("{path}: {reason}; nothing was changed")]
+    Unsupported { path: PathBuf, reason: String },
     #[error(
         "{path} holds a state, but {wal} no log: they do not belong together; give back the log, or empty the data \
          directory"
@@ -42,7 +44,7 @@ pub enum Failure {
          add) with the peer URLs {urls:?}"
     )]
     Join { reason: String, urls: Vec<String> },
-    #[error("cannot listen on {url} for {role}: {error}; free the port, or choose another with {flag}")]
+    #[error("cannot listen on {url} for {role}: {error}; {} with {flag}", remedy(error))]
     Listen { role: &'static str, flag: &'static str, url: String, error: io::Error },
     #[error(
         "--initial-cluster has no member {name:?} with the peer URLs {urls:?}; it must list this member as --name and \
@@ -58,4 +60,13 @@ pub enum Failure {
     LogWrite { path: PathBuf, error: io::Error },
     #[error("the cluster {cluster} removed member {member} for good; add a new member with an empty directory")]
     Removed { member: MemberId, cluster: ClusterId },
+}
+
+/// For an address at which nobody can listen.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "free the port, or choose another",
+        io::ErrorKind::PermissionDenied => "choose a port that this user may have",
+        _ => "give an address that this machine has",
+    }
 }

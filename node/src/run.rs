@@ -59,6 +59,7 @@ async fn start(
     let clients = listen(host, Role::Client, &config.listen_client_urls).await?;
     let peers = listen(host, Role::Peer, &config.listen_peer_urls).await?;
     let Opened { mut storage, metadata, recovered, remotes } = open(config, host).await?;
+    introduce(config, metadata, &recovered);
     host.probe.note(recovered.event());
     let applied = recovered.state.0.applied();
     let checkpoints = Checkpoints::new(config, host.clone(), storage.snapshots().clone(), applied);
@@ -84,9 +85,26 @@ async fn start(
     let stopping = handle.clone();
     tokio::spawn(async move {
         stop.await;
+        tracing::info!(target: "node", "stopping, as asked to");
         stopping.push(Item::Stop);
     });
     Ok(Driver::new(wrap(replica), storage, checkpoints, host.clone(), handle, driver_peers, metrics))
+}
+
+/// Who this is, and what an operator must know of its data.
+fn introduce(config: &Config, metadata: Metadata, recovered: &Recovered) {
+    let (member, cluster, data_dir) = (metadata.member, metadata.cluster, config.data_dir.display());
+    let (listen_client_urls, listen_peer_urls) = (&config.listen_client_urls, &config.listen_peer_urls);
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(
+        target: "node", version, name = config.name, %data_dir, %member, %cluster, ?listen_client_urls, ?listen_peer_urls,
+        "this member"
+    );
+    let leases = recovered.state.0.leases.iter().count();
+    if leases > 0 {
+        let what = "leases are not implemented yet: those in the data, and the keys that hang on them, never expire";
+        tracing::warn!(target: "node", leases, "{what}");
+    }
 }
 
 async fn listen(host: &Host, role: Role, urls: &[String]) -> Result<Vec<Box<dyn Listener>>, Failure> {

@@ -93,6 +93,9 @@ pub struct TwiceArgs {
 }
 
 pub fn main() -> ExitCode {
+    // Whoever reads our output may have seen enough: that is the end, and no failure of a run.
+    // SAFETY: nobody else handles signals, and no other thread runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -135,6 +138,11 @@ fn run(args: &RunArgs) -> u8 {
     }
     if let Err(error) = start_log(&args.log) {
         return usage(error);
+    }
+    if let Some(path) = &args.trace
+        && let Err(error) = std::fs::File::create(path)
+    {
+        return usage(format!("--trace {}: the file cannot be written: {error}", path.display()));
     }
     let plan = Plan { scenario, seed: args.seed, plant: args.plant, trace: args.trace.clone() };
     let begun = Instant::now();

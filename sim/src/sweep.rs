@@ -1,6 +1,6 @@
 //! Many seeds of many scenarios, a process each: what one run leaves behind in a process can hide nothing from the next.
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, IsTerminal, Write},
     path::{Path, PathBuf},
@@ -33,7 +33,8 @@ pub struct Args {
     /// Prints each run's summary as a line of JSON.
     #[arg(long)]
     json: bool,
-    /// Keeps the rows in this file, and skips what it has already from the same commit.
+    /// Keeps the rows in this file; what it has already from the same commit counts, and is not run again. Of a tree that
+    /// was changed since its commit everything is run.
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
     /// Plants a bug, to see after how many seeds a law catches it.
@@ -52,6 +53,10 @@ struct Row {
     summary: Summary,
 }
 
+/// Stands for a commit where there is none, and behind one of which something was changed.
+const UNKNOWN: &str = "unknown";
+const CHANGED: &str = "+";
+
 pub fn main(args: &Args) -> u8 {
     let Some(seeds) = parse_seeds(&args.seeds) else {
         return cli::usage(format!("--seeds {}: expected FIRST..LAST, such as 1..200", args.seeds));
@@ -62,15 +67,22 @@ pub fn main(args: &Args) -> u8 {
         }
     }
     let commit = commit();
-    let done = args.resume.as_deref().map(|path| known(path, &commit)).unwrap_or_default();
+    let mut kept = args.resume.as_deref().map(|path| known(path, &commit, args.plant)).unwrap_or_default();
+    let mut tally = Tally::default();
     let all = seeds.flat_map(|seed| args.scenarios.iter().map(move |scenario| (scenario.clone(), seed)));
-    let todo: Vec<_> =
-        all.filter(|(scenario, seed)| !done.contains(&(scenario.display().to_string(), *seed))).collect();
+    let is_new = |(scenario, seed): &(PathBuf, u64)| match kept.remove(&(scenario.display().to_string(), *seed)) {
+        Some(summary) => {
+            tally.keep(summary);
+            false
+        }
+        None => true,
+    };
+    let todo: Vec<_> = all.filter(is_new).collect();
+    tally.todo = todo.len();
     let mut file = match args.resume.as_deref().map(append).transpose() {
         Ok(file) => file,
         Err(error) => return cli::usage(format!("--resume: the file cannot be written: {error}")),
     };
-    let mut tally = Tally { todo: todo.len(), skipped: done.len(), ..Tally::default() };
     run_all(args, &todo, &mut |result| {
         match &result {
             Ok(summary) => {
@@ -106,15 +118,21 @@ fn commit() -> String {
     };
     let commit = git(&["rev-parse", "--short", "HEAD"]).filter(|commit| !commit.is_empty());
     let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|status| !status.is_empty());
-    commit.unwrap_or_else(|| "unknown".into()) + if changed { "+" } else { "" }
+    commit.unwrap_or_else(|| UNKNOWN.into()) + if changed { CHANGED } else { "" }
 }
 
-/// What a file of rows has from this commit.
-fn known(path: &Path, commit: &str) -> BTreeSet<(String, u64)> {
-    let Ok(file) = File::open(path) else { return BTreeSet::new() };
-    let rows = BufReader::new(file).lines().map_while(Result::ok);
-    let rows = rows.filter_map(|line| serde_json::from_str::<Row>(&line).ok());
-    rows.filter(|row| row.commit == commit).map(|row| (row.summary.scenario, row.summary.seed)).collect()
+/// What a file of rows has from this commit. What was changed since a commit is none, nor is what has none.
+fn known(path: &Path, commit: &str, plant: Option<Plant>) -> BTreeMap<(String, u64), Summary> {
+    let is_clean = !commit.ends_with(CHANGED) && commit != UNKNOWN;
+    let Some(file) = File::open(path).ok().filter(|_| is_clean) else { return BTreeMap::new() };
+    kept(BufReader::new(file).lines().map_while(Result::ok), commit, plant)
+}
+
+fn kept(lines: impl Iterator<Item = String>, commit: &str, plant: Option<Plant>) -> BTreeMap<(String, u64), Summary> {
+    let rows = lines.filter_map(|line| serde_json::from_str::<Row>(&line).ok());
+    let plant = plant.map(|plant| plant.to_string());
+    let same = rows.filter(|row| row.commit == commit && row.summary.plant == plant).map(|row| row.summary);
+    same.map(|summary| ((summary.scenario.clone(), summary.seed), summary)).collect()
 }
 
 fn append(path: &Path) -> std::io::Result<File> {
@@ -167,7 +185,8 @@ fn run_one(scenario: &Path, seed: u64, plant: Option<Plant>) -> Result<Summary, 
 #[derive(Default)]
 struct Tally {
     todo: usize,
-    skipped: usize,
+    /// Rows of an earlier sweep.
+    kept: usize,
     done: usize,
     acknowledged: u64,
     simulated_ms: u64,
@@ -179,10 +198,18 @@ struct Tally {
 impl Tally {
     fn add(&mut self, result: Result<Summary, String>) {
         self.done += 1;
-        let Ok(summary) = result else {
-            self.died += 1;
-            return;
-        };
+        match result {
+            Ok(summary) => self.count(&summary),
+            Err(_) => self.died += 1,
+        }
+    }
+
+    fn keep(&mut self, summary: Summary) {
+        self.kept += 1;
+        self.count(&summary);
+    }
+
+    fn count(&mut self, summary: &Summary) {
         self.acknowledged += summary.ops.acknowledged;
         self.simulated_ms += summary.simulated_ms;
         let line = format!("{}: {}", summary.replay(), summary.why.join("; "));
@@ -207,12 +234,12 @@ impl Tally {
         let violated = self.violated.len() + self.died;
         if !quiet {
             println!(
-                "{} runs, {} skipped; {} s simulated, {} calls acknowledged; {} hold, {violated} violated, {} unknown",
+                "{} runs, {} kept; {} s simulated, {} calls acknowledged; {} hold, {violated} violated, {} unknown",
                 self.done,
-                self.skipped,
+                self.kept,
                 self.simulated_ms / 1_000,
                 self.acknowledged,
-                self.done - violated - self.unknown.len(),
+                self.done + self.kept - violated - self.unknown.len(),
                 self.unknown.len()
             );
             self.violated.iter().for_each(|line| println!("VIOLATED {line}"));
@@ -223,5 +250,46 @@ impl Tally {
             (0, _) => 2,
             _ => 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(commit: &str, seed: u64, plant: Option<&str>, result: Outcome) -> String {
+        let summary = Summary {
+            scenario: "calm.toml".into(),
+            seed,
+            plant: plant.map(str::to_owned),
+            result,
+            why: Vec::new(),
+            hash: String::new(),
+            events: 0,
+            ops: Default::default(),
+            faults: Vec::new(),
+            laws: Vec::new(),
+            simulated_ms: 0,
+            wall_ms: 0,
+        };
+        serde_json::to_string(&Row { commit: commit.into(), summary }).unwrap()
+    }
+
+    #[test]
+    fn rows_of_an_earlier_sweep_count_as_if_they_were_run_again() {
+        let rows = [
+            row("abc", 1, None, Outcome::Holds),
+            row("abc", 2, None, Outcome::Violated),
+            row("abc", 3, Some("hang"), Outcome::Holds),
+            row("old", 4, None, Outcome::Holds),
+        ];
+        let kept = |plant| kept(rows.iter().cloned(), "abc", plant);
+        let seeds = |rows: &BTreeMap<(String, u64), Summary>| rows.keys().map(|(_, seed)| *seed).collect::<Vec<_>>();
+        assert_eq!(seeds(&kept(None)), [1, 2]);
+        assert_eq!(seeds(&kept(Some(Plant::Hang))), [3]);
+        let mut tally = Tally::default();
+        kept(None).into_values().for_each(|summary| tally.keep(summary));
+        assert_eq!((tally.kept, tally.done, tally.violated.len()), (2, 0, 1));
+        assert_eq!(tally.finish(true), 1);
     }
 }

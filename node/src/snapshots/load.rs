@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, path::Path};
 use bytes::Bytes;
 use detcd_core::{
     format::bbolt::{self, Next, Reader},
-    machine::{Machine, backend::Builder},
+    machine::{
+        Machine,
+        backend::{BackendError, Builder},
+    },
 };
 use futures::future::try_join;
 
@@ -89,7 +92,11 @@ async fn parse(file: &dyn File, file_bytes: u64, path: &Path) -> Result<(Machine
     }
     let Parser { builder, transaction, .. } = *parser;
     let machine = background::run(move || builder.finish()).await;
-    let machine = machine.map_err(|error| damaged(Damage { offset: 0, reason: error.to_string() }))?;
+    let machine = machine.map_err(|error| match error {
+        // Nothing is wrong with it.
+        BackendError::AuthEnabled => Failure::Unsupported { path: path.to_owned(), reason: error.to_string() },
+        _ => damaged(Damage { offset: 0, reason: error.to_string() }),
+    })?;
     Ok((machine, transaction == bbolt::TRANSACTION))
 }
 
