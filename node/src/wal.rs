@@ -176,27 +176,22 @@ impl Wal {
             .await;
             let end = end.map_err(|damage| damaged(&path, damage))?;
             read += end as u64;
-            if is_last {
-                tail = Some((file, bytes, end, path));
-            }
+            tail = is_last.then_some((file, bytes, end, path));
         }
         let (file, bytes, end, path) = tail.expect("there is a last segment");
         let Some((metadata, recovered)) = replay.finish(start).map_err(senseless)? else { return Ok(None) };
         let (sequence, _) = *segments.last().expect("there is a last segment");
-        let temporary = temporary(dir, sequence);
-        let file = match write_segment(&*disk, &temporary, sizes.segment, &bytes[..end]).await {
-            // Without room for a new file the old one must do.
-            Err(Failure::Disk { error, .. }) if is_full(&error) => {
-                remove_if_there(&*disk, &temporary).await?;
-                cut(&*file, &bytes, end, sizes.segment).await.map_err(|error| failed("repair", &path, error))?;
-                disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))?;
-                file
-            }
-            again => {
-                let again = again?;
-                place_segment(&*disk, &temporary, dir, &path).await?;
+        let file = match write_segment(&*disk, &temporary(dir, sequence), sizes.segment, &bytes[..end]).await {
+            Ok(again) => {
+                place_segment(&*disk, &temporary(dir, sequence), dir, &path).await?;
                 again
             }
+            // Without room for a new file the old one must do.
+            Err(Failure::Disk { error, .. }) if is_full(&error) => {
+                repair(&*disk, dir, &*file, &path, sizes.segment, (&bytes, end)).await?;
+                file
+            }
+            Err(failure) => return Err(failure),
         };
         let wal = Wal {
             disk,
@@ -420,6 +415,22 @@ fn is_full(error: &io::Error) -> bool {
 pub async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
     let length = file.len().await?;
     file.read_at(0, usize::try_from(length).map_err(io::Error::other)?).await
+}
+
+/// The last segment, where it is: its bytes, and where they end. What there is of a new one goes.
+async fn repair(
+    disk: &dyn Disk,
+    dir: &Path,
+    file: &dyn File,
+    path: &Path,
+    segment_bytes: u64,
+    (bytes, end): (&[u8], usize),
+) -> Result<(), Failure> {
+    for temporary in [0, 1].map(|sequence| temporary(dir, sequence)) {
+        remove_if_there(disk, &temporary).await?;
+    }
+    cut(file, bytes, end, segment_bytes).await.map_err(|error| failed("repair", path, error))?;
+    disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))
 }
 
 /// Leaves nothing but zeros behind `end`, up to the segment's size, and makes all of it durable: what stays is written
