@@ -122,7 +122,10 @@ impl ExitKind {
             | Failure::DamagedState { .. }
             | Failure::StrayState { .. } => ExitKind::Damage,
             Failure::Halted(_) => ExitKind::Halted,
-            Failure::Locked { .. } | Failure::Listen { .. } | Failure::NotInCluster { .. } => ExitKind::Other,
+            Failure::Locked { .. }
+            | Failure::Listen { .. }
+            | Failure::NotInCluster { .. }
+            | Failure::Unsupported { .. } => ExitKind::Other,
         }
     }
 }
