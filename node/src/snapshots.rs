@@ -150,19 +150,13 @@ impl Snapshots {
         if is_likely { Some(self.load("db", &names).await) } else { None }
     }
 
-    /// The state to go on from, given where the log begins and what [`Snapshots::look_ahead`] found. Puts a received
-    /// state into its place if a crash came between the log's mark and that, and removes those that no mark is of.
-    pub async fn recover(&mut self, start: Index, ahead: Option<Result<Machine, Failure>>) -> Result<Machine, Failure> {
-        let dir = self.dir.clone();
-        let names = self.names().await.map_err(|error| failed("list", &dir, error))?;
+    /// The state to go on from, given where the log begins and what [`Snapshots::look_ahead`] found. Changes nothing.
+    pub async fn read(&self, start: Index, ahead: Option<Result<Machine, Failure>>) -> Result<Machine, Failure> {
+        let names = self.names().await.map_err(|error| failed("list", &self.dir, error))?;
         let received = snap::db_name(start);
-        for name in names.iter().filter(|name| snap::parse_db_name(name).is_some_and(|index| index != start)) {
-            self.remove(name).await.map_err(|error| failed("remove", &dir.join(name), error))?;
-        }
         if names.contains(&received) && start > Index(0) {
             let machine = self.load(&received, &names).await?;
             self.check_reaches(&received, machine.applied(), start)?;
-            self.place_received(start).await.map_err(|error| failed("put into place", &dir.join(&received), error))?;
             return Ok(machine);
         }
         if !names.iter().any(|name| name == "db") {
@@ -174,8 +168,26 @@ impl Snapshots {
             None => self.load("db", &names).await?,
         };
         self.check_reaches("db", machine.applied(), start)?;
-        self.state = machine.applied();
         Ok(machine)
+    }
+
+    /// Makes that state, of this index, the one to start from: puts a received one into its place if a crash came between
+    /// the log's mark, which is durable, and that; and removes those that no mark is of.
+    pub async fn settle(&mut self, start: Index, applied: Index) -> Result<(), Failure> {
+        let dir = self.dir.clone();
+        let names = self.names().await.map_err(|error| failed("list", &dir, error))?;
+        for name in names.iter().filter(|name| snap::parse_db_name(name).is_some_and(|index| index != start)) {
+            self.remove(name).await.map_err(|error| failed("remove", &dir.join(name), error))?;
+        }
+        let received = snap::db_name(start);
+        if names.contains(&received) && start > Index(0) {
+            return self
+                .place_received(start)
+                .await
+                .map_err(|error| failed("put into place", &dir.join(&received), error));
+        }
+        self.state = applied;
+        Ok(())
     }
 
     async fn load(&self, name: &str, names: &[String]) -> Result<Machine, Failure> {

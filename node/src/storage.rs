@@ -60,13 +60,17 @@ impl Storage {
         let dir = config.wal_dir();
         // Either takes its time; which state it is the log knows, but there is hardly ever more than one.
         let (opened, ahead) = join(open_wal(config, disk, found), snapshots.look_ahead()).await;
-        let (wal, metadata, mut recovered) = opened?;
-        let machine = snapshots.recover(recovered.before.0, ahead).await?;
+        let (mut wal, metadata, mut recovered) = opened?;
+        let start = recovered.before.0;
+        let machine = snapshots.read(start, ahead).await?;
         let (applied, last) = (machine.applied(), recovered.last());
         if applied > last {
             let reason = format!("the state has seen entry {applied}, but the log ends at {last}");
             return Err(Failure::Log { path: dir, reason });
         }
+        // All is well: from here on things are changed. The log first, for its mark decides which state counts.
+        wal.renew().await?;
+        snapshots.settle(start, applied).await?;
         recovered.state = State(Box::new(machine));
         Ok((Storage { wal, snapshots }, metadata, recovered))
     }

@@ -68,6 +68,8 @@ pub struct Wal {
     released: Index,
     /// Bytes written since the last mark.
     since_mark: u64,
+    /// The last segment as it was found, and where it ends, until it is renewed.
+    found: Option<(Bytes, usize)>,
     pub stopwatch: Option<Stopwatch>,
 }
 
@@ -137,13 +139,14 @@ impl Wal {
             segments: [(0, Index(0))].into(),
             released: Index(0),
             since_mark: offset,
+            found: None,
             stopwatch: None,
         })
     }
 
-    /// Reads the log back from behind `start`, which a mark must confirm, and makes it ready for more; `None` if no mark
-    /// does. (0, 0) is the log's beginning. The state that is recovered with it is for the caller to fill in. Changes
-    /// nothing if the log is damaged.
+    /// Reads the log back from behind `start`, which a mark must confirm; `None` if no mark does. (0, 0) is the log's
+    /// beginning. The state that is recovered with it is for the caller to fill in. Changes nothing: [`Wal::renew`] must
+    /// come before anything is appended.
     pub async fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -181,18 +184,6 @@ impl Wal {
         let (file, bytes, end, path) = tail.expect("there is a last segment");
         let Some((metadata, recovered)) = replay.finish(start).map_err(senseless)? else { return Ok(None) };
         let (sequence, _) = *segments.last().expect("there is a last segment");
-        let file = match write_segment(&*disk, &temporary(dir, sequence), sizes.segment, &bytes[..end]).await {
-            Ok(again) => {
-                place_segment(&*disk, &temporary(dir, sequence), dir, &path).await?;
-                again
-            }
-            // Without room for a new file the old one must do.
-            Err(Failure::Disk { error, .. }) if is_full(&error) => {
-                repair(&*disk, dir, &*file, &path, sizes.segment, (&bytes, end)).await?;
-                file
-            }
-            Err(failure) => return Err(failure),
-        };
         let wal = Wal {
             disk,
             dir: dir.to_owned(),
@@ -209,9 +200,28 @@ impl Wal {
             segments: segments.into(),
             released: start.0,
             since_mark: read,
+            found: Some((bytes, end)),
             stopwatch: None,
         };
         Ok(Some((wal, metadata, recovered)))
+    }
+
+    /// Makes durable what `open` has read, and the log ready for more: the last segment is written anew. Without room for
+    /// a new file the old one must do; whether its name is on the disk nobody can tell then.
+    pub async fn renew(&mut self) -> Result<(), Failure> {
+        let Some((bytes, end)) = self.found.take() else { return Ok(()) };
+        let (disk, temporary) = (&*self.disk, temporary(&self.dir, self.sequence));
+        match write_segment(disk, &temporary, self.sizes.segment, &bytes[..end]).await {
+            Ok(again) => {
+                place_segment(disk, &temporary, &self.dir, &self.path).await?;
+                self.file = again;
+                Ok(())
+            }
+            Err(Failure::Disk { error, .. }) if is_full(&error) => {
+                repair(disk, &self.dir, &*self.file, &self.path, self.sizes.segment, (&bytes, end)).await
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The segment that is being written.
@@ -226,6 +236,7 @@ impl Wal {
 
     /// Writes batches, in order, with one fsync if any of them wants it.
     pub async fn append(&mut self, batches: &[Persist]) -> io::Result<Option<NewSegment>> {
+        assert!(self.found.is_none(), "a log is renewed before it is appended to");
         let mut sync = false;
         for Persist { entries, hard_state, snapshot, sync: wanted, .. } in batches {
             if let Some(mark) = snapshot {

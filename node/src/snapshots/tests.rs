@@ -53,7 +53,8 @@ async fn a_state_on_its_way_into_place_is_safe_from_the_next_of_its_index() {
     receive(&snapshots, &message(7), &mut Stream::whole(7).await, false).await.unwrap();
     snapshots.place_received(Index(5)).await.unwrap();
     snapshots.drop_received(Index(7)).await.unwrap();
-    assert_eq!(snapshots.recover(Index(5), None).await.unwrap().applied(), Index(5));
+    assert_eq!(snapshots.read(Index(5), None).await.unwrap().applied(), Index(5));
+    snapshots.settle(Index(5), Index(5)).await.unwrap();
     // The way is free again.
     for index in [5, 7] {
         receive(&snapshots, &message(index), &mut Stream::whole(index).await, false).await.unwrap();
@@ -67,7 +68,8 @@ async fn a_checkpoint_is_safe_from_a_received_state_of_its_index() {
     receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
     snapshots.drop_received(Index(5)).await.unwrap();
     assert!(snapshots.place_checkpoint(&written).await.unwrap());
-    assert_eq!(snapshots.recover(Index(5), None).await.unwrap().applied(), Index(5));
+    assert_eq!(snapshots.read(Index(5), None).await.unwrap().applied(), Index(5));
+    snapshots.settle(Index(5), Index(5)).await.unwrap();
 }
 
 #[tokio::test]

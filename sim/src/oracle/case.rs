@@ -24,11 +24,6 @@ impl Case {
         self.given_up += count as u64;
     }
 
-    /// What of all that was to be judged it gave up on, in percent.
-    pub fn given_up_percent(&self) -> u64 {
-        self.given_up * 100 / (self.judged + self.given_up).max(1)
-    }
-
     /// Whether there is nothing more to find.
     pub fn is_closed(&self) -> bool {
         self.violation.is_some() || self.doubt.is_some()

@@ -120,10 +120,14 @@ impl LogMatching {
     /// This node knows of no term after this one any more: those in which nobody else has anything never were.
     fn forget(&mut self, node: NodeNumber, known: u64) {
         for (term, _) in self.writers.extract_if(known + 1.., |_, writer| *writer == Some(node)) {
-            for first in &mut self.first {
-                let _ = first.take_if(|stamp| stamp.term == term); // nobody ever had it
+            self.others.retain(|(_, of), _| *of != term); // nobody ever had it
+            for (at, first) in self.first.iter_mut().enumerate() {
+                if first.take_if(|stamp| stamp.term == term).is_some() {
+                    let index = at as u64 + 1;
+                    let left = self.others.range((index, 0)..=(index, u64::MAX)).next().map(|(key, _)| *key);
+                    *first = left.and_then(|key| self.others.remove(&key));
+                }
             }
-            self.others.retain(|(_, of), _| *of != term);
         }
     }
 
