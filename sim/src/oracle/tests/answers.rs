@@ -306,10 +306,11 @@ fn the_second_opinion_needs_no_pause() {
     assert!(matches!(verdict, Verdict::Violated(_)), "{verdict:?}");
 }
 
-/// With too much in flight on a key at a time there are too many orders: that it could not judge it, the law says.
+/// With too much in flight on a key at a time there are too many orders: that it could not judge it, the law says, however
+/// small a part of everything that is.
 #[test]
-fn a_second_opinion_on_little_is_none() {
-    let puts = 400;
+fn a_second_opinion_on_not_everything_is_none() {
+    let puts = 25;
     let mut before: Vec<_> = (0..puts).map(|number| put(number, "z")).collect();
     let keys = Keys { start: "z".into(), end: None };
     let (serializable, keys_only, count_only) = (false, false, false);
@@ -320,7 +321,7 @@ fn a_second_opinion_on_little_is_none() {
     before.push(answer(puts, Body::Range { kvs: vec![kv], count: 1, more: false }));
     before.extend((0..puts).map(|number| answer(number, Body::Put { previous: None })));
     let verdict = second_opinion_after(before, |_| true);
-    assert!(matches!(&verdict, Verdict::Unknown { why } if why.contains('%')), "{verdict:?}");
+    assert!(matches!(&verdict, Verdict::Unknown { why } if why.contains("key \"z\"")), "{verdict:?}");
 }
 
 /// The second opinion sees calls and answers, and which writes were applied: it must do without the rest.
