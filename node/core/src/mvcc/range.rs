@@ -132,10 +132,19 @@ impl Store {
         records.into_iter().flatten()
     }
 
-    /// Follows the chain of versions back from `newest` to the one that held at `revision`.
+    /// The version that held at `revision`. A key that changes often has a long chain of versions back to there, but its
+    /// first change behind `revision` is near; with others it is the other way round. Both are tried in turns.
     fn version_at<'a>(&'a self, newest: &'a Record, revision: Revision) -> Option<&'a Record> {
+        if newest.modified() <= revision {
+            return Some(newest);
+        }
+        let key = newest.key();
+        let mut later = self.versions_after(Position { main: revision.0, sub: u32::MAX });
         let mut record = newest;
         while record.modified() > revision {
+            if let Some(changed) = later.next().filter(|later| later.key() == key) {
+                return self.log.get(&changed.previous());
+            }
             record = self.log.get(&record.previous())?;
         }
         Some(record)
