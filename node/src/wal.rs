@@ -16,6 +16,7 @@
 //!
 //! How frames look is [`detcd_core::format::wal`]'s business; states are that of `snapshots.rs`.
 mod replay;
+mod segment;
 
 use std::{
     collections::VecDeque,
@@ -32,7 +33,7 @@ use detcd_core::{
     types::{Index, MemberId, Term},
 };
 
-use self::replay::Replay;
+use self::{replay::Replay, segment::Segment};
 
 use crate::{
     background,
@@ -43,8 +44,6 @@ use crate::{
 
 /// Bytes of records that nobody waits for; beyond it they are written without being asked.
 const LAZY_BYTES_MAX: usize = 64 << 10;
-/// At a time, of a segment that is written anew.
-const WRITE_BYTES: usize = 1 << 20;
 
 pub struct Wal {
     disk: Arc<dyn Disk>,
@@ -122,10 +121,11 @@ impl Wal {
         founding.entries.iter().for_each(|entry| writer.entry(&mut bytes, entry));
         writer.state(&mut bytes, founding.hard_state);
         let offset = bytes.len() as u64;
-        let file = new_segment(&*disk, dir, 0, Index(0), sizes.segment, &bytes).await?;
+        let segment = Segment { disk: &*disk, dir, sequence: 0, first: Index(0), size: sizes.segment };
+        let (file, path) = (segment.create(bytes).await?, segment.path());
         Ok(Wal {
             disk,
-            path: dir.join(format::segment_name(0, Index(0))),
+            path,
             dir: dir.to_owned(),
             sizes,
             metadata,
@@ -206,22 +206,16 @@ impl Wal {
         Ok(Some((wal, metadata, recovered)))
     }
 
-    /// Makes durable what `open` has read, and the log ready for more: the last segment is written anew. Without room for
-    /// a new file the old one must do; whether its name is on the disk nobody can tell then.
+    /// Makes durable what `open` has read, and the log ready for more: see [`Segment::renew`].
     pub async fn renew(&mut self) -> Result<(), Failure> {
         let Some((bytes, end)) = self.found.take() else { return Ok(()) };
-        let (disk, temporary) = (&*self.disk, temporary(&self.dir, self.sequence));
-        match write_segment(disk, &temporary, self.sizes.segment, &bytes[..end]).await {
-            Ok(again) => {
-                place_segment(disk, &temporary, &self.dir, &self.path).await?;
-                self.file = again;
-                Ok(())
-            }
-            Err(Failure::Disk { error, .. }) if is_full(&error) => {
-                repair(disk, &self.dir, &*self.file, &self.path, self.sizes.segment, (&bytes, end)).await
-            }
-            Err(failure) => Err(failure),
-        }
+        let (sequence, first) = *self.segments.back().expect("there is a last segment");
+        self.file = self.segment(sequence, first).renew(&self.file, &bytes, end).await?;
+        Ok(())
+    }
+
+    fn segment(&self, sequence: u64, first: Index) -> Segment<'_> {
+        Segment { disk: &*self.disk, dir: &self.dir, sequence, first, size: self.sizes.segment }
     }
 
     /// The segment that is being written.
@@ -236,7 +230,6 @@ impl Wal {
 
     /// Writes batches, in order, with one fsync if any of them wants it.
     pub async fn append(&mut self, batches: &[Persist]) -> io::Result<Option<NewSegment>> {
-        assert!(self.found.is_none(), "a log is renewed before it is appended to");
         let mut sync = false;
         for Persist { entries, hard_state, snapshot, sync: wanted, .. } in batches {
             if let Some(mark) = snapshot {
@@ -304,6 +297,7 @@ impl Wal {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        assert!(self.found.is_none(), "a log is renewed before anything is written to it");
         let bytes = std::mem::take(&mut self.buffer);
         let offset = self.offset;
         self.offset += bytes.len() as u64;
@@ -326,14 +320,15 @@ impl Wal {
         let mut bytes = Vec::new();
         self.writer.begin(&mut bytes, self.metadata, Some(self.state));
         let offset = bytes.len() as u64;
-        let new = new_segment(&*self.disk, &self.dir, sequence, first, self.sizes.segment, &bytes).await;
+        let segment = self.segment(sequence, first);
+        let (new, path) = (segment.create(bytes).await, segment.path());
         self.file = new.map_err(|failure| match failure {
             Failure::Disk { error, .. } => error,
             other => io::Error::other(other.to_string()),
         })?;
         (self.sequence, self.offset) = (sequence, offset);
         self.segments.push_back((sequence, first));
-        self.path = self.dir.join(format::segment_name(sequence, first));
+        self.path = path;
         Ok(NewSegment { sequence, first })
     }
 }
@@ -368,97 +363,9 @@ pub async fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Failure> {
     disk.create_dir_all(dir).await.map_err(|error| failed("create", dir, error))
 }
 
-/// A segment under its final name, beginning with `bytes`, durable when this returns.
-async fn new_segment(
-    disk: &dyn Disk,
-    dir: &Path,
-    sequence: u64,
-    first: Index,
-    segment_bytes: u64,
-    bytes: &[u8],
-) -> Result<Arc<dyn File>, Failure> {
-    let temporary = temporary(dir, sequence);
-    let file = write_segment(disk, &temporary, segment_bytes, bytes).await?;
-    place_segment(disk, &temporary, dir, &dir.join(format::segment_name(sequence, first))).await?;
-    Ok(file)
-}
-
-fn temporary(dir: &Path, sequence: u64) -> PathBuf {
-    dir.join(format!("{}.tmp", sequence % 2))
-}
-
-/// Durable, under a name that counts for nothing.
-async fn write_segment(
-    disk: &dyn Disk,
-    temporary: &Path,
-    segment_bytes: u64,
-    bytes: &[u8],
-) -> Result<Arc<dyn File>, Failure> {
-    remove_if_there(disk, temporary).await?;
-    let fail = |action, error| failed(action, temporary, error);
-    let file = disk.open(temporary, Open::Create).await.map_err(|error| fail("create", error))?;
-    let length = segment_bytes.max(bytes.len() as u64);
-    file.allocate(length).await.map_err(|error| fail("allocate space for", error))?;
-    let last = bytes.len().saturating_sub(1) / WRITE_BYTES * WRITE_BYTES;
-    for (at, chunk) in (0..).step_by(WRITE_BYTES).zip(bytes[..last].chunks(WRITE_BYTES)) {
-        file.write_at(at, chunk.to_vec()).await.map_err(|error| fail("write", error))?;
-    }
-    file.write_sync(last as u64, bytes[last..].to_vec()).await.map_err(|error| fail("write", error))?;
-    Ok(file)
-}
-
-async fn place_segment(disk: &dyn Disk, temporary: &Path, dir: &Path, path: &Path) -> Result<(), Failure> {
-    disk.rename(temporary, path).await.map_err(|error| failed("rename", temporary, error))?;
-    disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))
-}
-
-async fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<(), Failure> {
-    match disk.remove(path).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
-        _ => Ok(()),
-    }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 pub async fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
     let length = file.len().await?;
     file.read_at(0, usize::try_from(length).map_err(io::Error::other)?).await
-}
-
-/// The last segment, where it is: its bytes, and where they end. What there is of a new one goes.
-async fn repair(
-    disk: &dyn Disk,
-    dir: &Path,
-    file: &dyn File,
-    path: &Path,
-    segment_bytes: u64,
-    (bytes, end): (&[u8], usize),
-) -> Result<(), Failure> {
-    for temporary in [0, 1].map(|sequence| temporary(dir, sequence)) {
-        remove_if_there(disk, &temporary).await?;
-    }
-    cut(file, bytes, end, segment_bytes).await.map_err(|error| failed("repair", path, error))?;
-    disk.sync_dir(dir).await.map_err(|error| failed("sync", dir, error))
-}
-
-/// Leaves nothing but zeros behind `end`, up to the segment's size, and makes all of it durable: what stays is written
-/// once more, as it is.
-async fn cut(file: &dyn File, bytes: &[u8], end: usize, segment_bytes: u64) -> io::Result<()> {
-    let dirty = bytes[end..].iter().any(|byte| *byte != 0);
-    if dirty {
-        file.set_len(end as u64).await?;
-        file.sync().await?;
-    }
-    if dirty || (bytes.len() as u64) < segment_bytes {
-        file.allocate(segment_bytes.max(end as u64)).await?;
-    }
-    for (at, chunk) in (0..).step_by(WRITE_BYTES).zip(bytes[..end].chunks(WRITE_BYTES)) {
-        file.write_at(at, chunk.to_vec()).await?;
-    }
-    file.sync().await
 }
 
 pub fn failed(action: &'static str, path: &Path, error: io::Error) -> Failure {

@@ -66,7 +66,7 @@ pub fn main(args: &Args) -> u8 {
             return code;
         }
     }
-    let commit = commit();
+    let commit = commit(&args.scenarios);
     let mut kept = args.resume.as_deref().map(|path| known(path, &commit, args.plant)).unwrap_or_default();
     let mut tally = Tally::default();
     let all = seeds.flat_map(|seed| args.scenarios.iter().map(move |scenario| (scenario.clone(), seed)));
@@ -110,14 +110,20 @@ fn parse_seeds(text: &str) -> Option<std::ops::RangeInclusive<u64>> {
     (first <= last).then_some(first..=last)
 }
 
-/// Which commit this is, and whether it was changed since.
-fn commit() -> String {
+/// Which commit this is, and whether it was changed since. A scenario that is in no commit is a change.
+fn commit(scenarios: &[PathBuf]) -> String {
     let git = |args: &[&str]| {
         let output = Command::new("git").args(args).stderr(Stdio::null()).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
+    let is_tracked = |scenario: &PathBuf| {
+        let mut command = Command::new("git");
+        command.args(["ls-files", "--error-unmatch", "--"]).arg(scenario).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
     let commit = git(&["rev-parse", "--short", "HEAD"]).filter(|commit| !commit.is_empty());
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|status| !status.is_empty());
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|status| !status.is_empty())
+        || !scenarios.iter().all(is_tracked);
     commit.unwrap_or_else(|| UNKNOWN.into()) + if changed { CHANGED } else { "" }
 }
 

@@ -2,7 +2,7 @@
 use std::{
     fs,
     io::{self, Read},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 use tempfile::TempDir;
@@ -15,6 +15,8 @@ pub fn temp_dir() -> TempDir {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
     pub path: PathBuf,
+    /// Another file under the same name is another one, even with the same bytes.
+    pub inode: u64,
     pub mode: u32,
     pub bytes: u64,
     pub crc: u32,
@@ -40,7 +42,7 @@ fn walk(path: &Path, entries: &mut Vec<Entry>) -> io::Result<()> {
     } else {
         (bytes, crc) = (metadata.len(), file_crc(path)?);
     }
-    entries.push(Entry { path: path.to_owned(), mode: metadata.permissions().mode(), bytes, crc });
+    entries.push(Entry { path: path.to_owned(), inode: metadata.ino(), mode: metadata.mode(), bytes, crc });
     Ok(())
 }
 

@@ -3,8 +3,9 @@
 use super::put_keys;
 use detcd_tests::harness::{
     Addresses, Certificates, Cluster,
-    binaries::{detcd, stands_in},
+    binaries::{Ctl, Peers, detcd, stands_in},
     cluster::member_args,
+    etcdctl,
     files::{self, Entry},
     process::{self, Output},
 };
@@ -239,6 +240,54 @@ fn corrupt_length_of_a_record() {
         return;
     }
     check_corruption(|segment, records| segment[records[records.len() / 2].0 - 3] ^= 0x40);
+}
+
+#[test]
+fn data_that_needs_what_is_not_there() {
+    let Some(peers) = Peers::find() else { return };
+    if stands_in() {
+        return;
+    }
+    let addresses = Addresses::reserve(1);
+    let mut cluster = Cluster::prepare(&peers.etcd(), &addresses);
+    let endpoint = addresses.members[0].client.to_string();
+    let etcdctl = |args: &[&str]| {
+        let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let output = etcdctl::run(&peers, Ctl::V36, &endpoint, &args, "");
+        assert_eq!(output.code, Some(0), "{args:?}: {}", output.stderr);
+        output.stdout
+    };
+    cluster.start_all();
+    let granted = etcdctl(&["lease", "grant", "3600"]);
+    let lease = granted.split(' ').nth(1).expect("lease ID granted with TTL").to_owned();
+    etcdctl(&["put", "--lease", &lease, "leased", "v"]);
+    cluster.member(0).stop();
+
+    // Leases stay, and whoever starts is told what that means.
+    let (data_dir, args) = (cluster.members[0].data_dir.clone(), cluster.members[0].args().to_vec());
+    let mut ours = Command::new(detcd());
+    let log = process::scratch();
+    ours.args(&args).stderr(process::handle(&log));
+    let mut ours = process::Process::spawn(ours).expect("the daemon starts");
+    let told = |words: &str| (0..150).any(|_| process::text(&log).contains(words) || pause());
+    assert!(told("ready to serve"), "{}", process::text(&log));
+    assert!(process::text(&log).contains("never expire"), "{}", process::text(&log));
+    ours.signal(libc::SIGTERM);
+    ours.wait(REFUSE_BOUND).expect("it stops");
+
+    // Without users and passwords it would serve everyone: refused, and etcd goes on as if nothing had been.
+    cluster.member(0).launch();
+    cluster.member(0).wait_ready();
+    etcdctl(&["user", "add", "root:secret"]);
+    etcdctl(&["auth", "enable"]);
+    cluster.member(0).stop();
+    let attempt = Attempt { addresses, args, env: Vec::new(), data_dir, _dir: None };
+    attempt.refused(&["authentication is enabled", "etcdctl auth disable", "nothing was changed"]);
+}
+
+fn pause() -> bool {
+    std::thread::sleep(Duration::from_millis(100));
+    false
 }
 
 /// Spoils the log of a member that wrote for a while; it must be refused with the name of the file and an offset.

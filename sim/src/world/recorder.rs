@@ -75,6 +75,15 @@ struct Ambush {
 impl Recorder {
     /// `trace` gets a line for every event that goes into the hash.
     pub fn new(time: SimTime, judge: Judge, trace: Option<File>) -> Recorder {
+        Recorder::with_history(time, judge, trace, Some(Vec::with_capacity(HISTORY_EVENTS)))
+    }
+
+    /// For runs that last too long to remember all of them.
+    pub fn forgetful(time: SimTime) -> Recorder {
+        Recorder::with_history(time, Judge::new(Vec::new()), None, None)
+    }
+
+    fn with_history(time: SimTime, judge: Judge, trace: Option<File>, history: Option<Vec<Stamped>>) -> Recorder {
         Recorder(Arc::new(Mutex::new(Record {
             time,
             hash: RollingHash(0xcbf2_9ce4_8422_2325),
@@ -82,64 +91,17 @@ impl Recorder {
             next_checkpoint: CHECKPOINT_EVENTS,
             standing: Standing::default(),
             closed: false,
-            forgetful: false,
-            history: Vec::with_capacity(HISTORY_EVENTS),
+            forgetful: history.is_none(),
+            history: history.unwrap_or_default(),
             judge,
             trace: trace.map(BufWriter::new),
             ambushes: Vec::new(),
         })))
     }
 
-    /// For runs that last too long to remember all of them.
-    pub fn forgetful(time: SimTime) -> Recorder {
-        let recorder = Recorder::new(time, Judge::new(Vec::new()), None);
-        let mut record = recorder.0.lock();
-        (record.forgetful, record.history) = (true, Vec::new());
-        drop(record);
-        recorder
-    }
-
     /// Adds an event to the history.
     pub fn record(&self, event: Event) {
-        let mut record = self.0.lock();
-        if record.closed {
-            return;
-        }
-        let at = record.now();
-        match &event {
-            Event::Node { node, event } => {
-                tracing::debug!(target: "node", "{node} {event:?}");
-                record.standing.observe(*node, event);
-                record.seam("node", node.0 as u64, event);
-                record.come_to(*node, Point::Event(event.name()));
-            }
-            Event::Call { op, client, .. } => record.seam("call", op.0, client),
-            Event::Return { op, .. } => record.seam("return", op.0, &()),
-            Event::Watch { watcher, .. } => record.seam("watch", watcher.0, &()),
-            Event::Started { node, member } => {
-                record.standing.started(*node, *member);
-                record.ambushes.iter_mut().for_each(|ambush| {
-                    ambush.counts.remove(node);
-                });
-                record.seam("started", node.0 as u64, &());
-            }
-            Event::Tampered { node } => record.seam("tampered", node.0 as u64, &()),
-            Event::Store { node, revision, content } => record.seam("store", node.0 as u64, &(revision, content)),
-            Event::Killed { node, power_loss } => record.seam("killed", node.0 as u64, power_loss),
-            Event::Unsynced { node, what, .. } => record.seam("unsynced", node.0 as u64, &**what),
-            Event::Asked { change, what, .. } => record.seam("asked", *change, what),
-            Event::Told { change, outcome } => record.seam("told", *change, outcome),
-            Event::Fault { fault, on } => record.seam("fault", u64::from(*on), &**fault),
-            Event::Delayed { until, .. } => record.seam("delayed", until.0, &()),
-            Event::Phase(phase) => record.seam("phase", *phase as u64, &()),
-        }
-        if record.forgetful {
-            return;
-        }
-        let sequence = record.history.len() as u64;
-        let stamped = Stamped { at, sequence, event };
-        record.judge.observe(&stamped);
-        record.history.push(stamped);
+        self.0.lock().record(event);
     }
 
     /// Who led last, as far as anybody noted.
@@ -209,6 +171,48 @@ impl Record {
         (self.hash.0, self.seam_events)
     }
 
+    /// See [`Recorder::record`].
+    fn record(&mut self, event: Event) {
+        if self.closed {
+            return;
+        }
+        let at = self.now();
+        match &event {
+            Event::Node { node, event } => {
+                tracing::debug!(target: "node", "{node} {event:?}");
+                self.standing.observe(*node, event);
+                self.seam("node", node.0 as u64, event);
+                self.come_to(*node, Point::Event(event.name()));
+            }
+            Event::Call { op, client, .. } => self.seam("call", op.0, client),
+            Event::Return { op, .. } => self.seam("return", op.0, &()),
+            Event::Watch { watcher, .. } => self.seam("watch", watcher.0, &()),
+            Event::Started { node, member } => {
+                self.standing.started(*node, *member);
+                self.ambushes.iter_mut().for_each(|ambush| {
+                    ambush.counts.remove(node);
+                });
+                self.seam("started", node.0 as u64, &());
+            }
+            Event::Tampered { node } => self.seam("tampered", node.0 as u64, &()),
+            Event::Store { node, revision, content } => self.seam("store", node.0 as u64, &(revision, content)),
+            Event::Killed { node, power_loss } => self.seam("killed", node.0 as u64, power_loss),
+            Event::Unsynced { node, what, .. } => self.seam("unsynced", node.0 as u64, &**what),
+            Event::Asked { change, what, .. } => self.seam("asked", *change, what),
+            Event::Told { change, outcome } => self.seam("told", *change, outcome),
+            Event::Fault { fault, on } => self.seam("fault", u64::from(*on), &**fault),
+            Event::Delayed { until, .. } => self.seam("delayed", until.0, &()),
+            Event::Phase(phase) => self.seam("phase", *phase as u64, &()),
+        }
+        if self.forgetful {
+            return;
+        }
+        let sequence = self.history.len() as u64;
+        let stamped = Stamped { at, sequence, event };
+        self.judge.observe(&stamped);
+        self.history.push(stamped);
+    }
+
     fn now(&self) -> Nanos {
         let now = self.time.now().as_nanos() as u64;
         SIMULATED.store(now, Relaxed);
@@ -272,13 +276,12 @@ impl Ambush {
 
 impl NetObserver for Recorder {
     fn net(&self, what: NetOp) {
-        if let NetOp::Lost { from, to, until } = what {
-            let (from, to, until) = (host_of(from), host_of(to), Nanos(until.as_nanos() as u64));
-            return self.record(Event::Delayed { from, to, until });
-        }
         let mut record = self.0.lock();
         match what {
-            NetOp::Lost { .. } => unreachable!("recorded above"),
+            NetOp::Lost { from, to, until } => {
+                let (from, to, until) = (host_of(from), host_of(to), Nanos(until.as_nanos() as u64));
+                record.record(Event::Delayed { from, to, until });
+            }
             NetOp::Connected { conn, from, to, port } => record.seam("connected", conn, &(from, to, port)),
             NetOp::Sent { conn, len, hash, .. } => record.seam("bytes", conn, &(len, hash)),
             NetOp::Delivered { conn, len, hash, .. } => record.seam("delivered", conn, &(len, hash)),

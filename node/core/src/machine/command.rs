@@ -56,7 +56,7 @@ pub enum Relation {
 
 /// What of a key is compared, and with what. A key that does not exist has 0 for each number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Operand {
+pub enum Target {
     Version(i64),
     Created(i64),
     Modified(i64),
@@ -69,7 +69,7 @@ pub enum Operand {
 pub struct Compare {
     pub range: KeyRange,
     pub relation: Relation,
-    pub operand: Operand,
+    pub target: Target,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -384,14 +384,14 @@ impl From<pb::Compare> for Compare {
             Some(TargetUnion::ModRevision(n) | TargetUnion::Lease(n)) => *n,
             Some(TargetUnion::Value(_)) | None => 0,
         };
-        let operand = match compare.target() {
-            CompareTarget::Version => Operand::Version(number),
-            CompareTarget::Create => Operand::Created(number),
-            CompareTarget::Mod => Operand::Modified(number),
-            CompareTarget::Lease => Operand::Lease(number),
+        let target = match compare.target() {
+            CompareTarget::Version => Target::Version(number),
+            CompareTarget::Create => Target::Created(number),
+            CompareTarget::Mod => Target::Modified(number),
+            CompareTarget::Lease => Target::Lease(number),
             CompareTarget::Value => match &compare.target_union {
-                Some(TargetUnion::Value(value)) => Operand::Value(value.clone()),
-                _ => Operand::Value(Bytes::new()),
+                Some(TargetUnion::Value(value)) => Target::Value(value.clone()),
+                _ => Target::Value(Bytes::new()),
             },
         };
         use pb::compare::CompareResult;
@@ -401,7 +401,7 @@ impl From<pb::Compare> for Compare {
             CompareResult::Less => Relation::Less,
             CompareResult::NotEqual => Relation::NotEqual,
         };
-        Compare { range: KeyRange::new(compare.key, compare.range_end), relation, operand }
+        Compare { range: KeyRange::new(compare.key, compare.range_end), relation, target }
     }
 }
 
@@ -440,12 +440,12 @@ impl Op {
 impl Compare {
     fn into_proto(self) -> pb::Compare {
         use pb::compare::{CompareTarget, TargetUnion};
-        let (target, union) = match self.operand {
-            Operand::Version(n) => (CompareTarget::Version, TargetUnion::Version(n)),
-            Operand::Created(n) => (CompareTarget::Create, TargetUnion::CreateRevision(n)),
-            Operand::Modified(n) => (CompareTarget::Mod, TargetUnion::ModRevision(n)),
-            Operand::Lease(n) => (CompareTarget::Lease, TargetUnion::Lease(n)),
-            Operand::Value(value) => (CompareTarget::Value, TargetUnion::Value(value)),
+        let (target, union) = match self.target {
+            Target::Version(n) => (CompareTarget::Version, TargetUnion::Version(n)),
+            Target::Created(n) => (CompareTarget::Create, TargetUnion::CreateRevision(n)),
+            Target::Modified(n) => (CompareTarget::Mod, TargetUnion::ModRevision(n)),
+            Target::Lease(n) => (CompareTarget::Lease, TargetUnion::Lease(n)),
+            Target::Value(value) => (CompareTarget::Value, TargetUnion::Value(value)),
         };
         let (key, range_end) = self.range.into_proto();
         pb::Compare { result: self.relation as i32, target: target as i32, key, range_end, target_union: Some(union) }

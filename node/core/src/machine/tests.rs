@@ -1,5 +1,5 @@
 use super::{
-    command::{Compare, Delete, Op, Operand, Put, Relation, Txn},
+    command::{Compare, Delete, Op, Put, Relation, Target, Txn},
     *,
 };
 
@@ -57,8 +57,8 @@ fn ignoring_the_value_of_a_key_deleted_just_before_is_refused_and_changes_nothin
 #[test]
 fn compares_treat_a_missing_key_as_zero_but_never_match_its_value() {
     #[track_caller]
-    fn check(key: &'static str, end: RangeEnd, relation: Relation, operand: Operand, expected: bool) {
-        let compare = Compare { range: KeyRange { start: key.into(), end }, relation, operand };
+    fn check(key: &'static str, end: RangeEnd, relation: Relation, target: Target, expected: bool) {
+        let compare = Compare { range: KeyRange { start: key.into(), end }, relation, target };
         let txn = Txn { compare: vec![compare], ..Txn::default() };
         let (_, outcome) = run(vec![
             Command::Put(put("a", "1")),
@@ -69,8 +69,8 @@ fn compares_treat_a_missing_key_as_zero_but_never_match_its_value() {
         let Ok(Response::Txn { succeeded, .. }) = outcome.result else { panic!("{outcome:?}") };
         assert_eq!(succeeded, expected);
     }
-    use Operand::*;
     use Relation::*;
+    use Target::*;
     check("a", RangeEnd::Single, Equal, Version(1), true);
     check("b", RangeEnd::Single, Equal, Created(3), true);
     check("b", RangeEnd::Single, Equal, Modified(4), true);

@@ -1,7 +1,7 @@
 //! Transactions: choose the branches, check every operation, only then write.
 use std::sync::Arc;
 
-use super::command::{Compare, Delete, Op, Operand, Put, Range, Relation, Txn};
+use super::command::{Compare, Delete, Op, Put, Range, Relation, Target, Txn};
 use super::membership::Membership;
 use crate::{
     error::Refusal,
@@ -86,12 +86,12 @@ fn holds(store: &Store, compare: &Compare) -> bool {
 
 fn related(record: Option<&Record>, compare: &Compare) -> bool {
     let number = |of: fn(&Record) -> i64, than: i64| record.map_or(0, of).cmp(&than);
-    let order = match &compare.operand {
-        Operand::Version(than) => number(Record::version, *than),
-        Operand::Created(than) => number(|record| record.created().0, *than),
-        Operand::Modified(than) => number(|record| record.modified().0, *than),
-        Operand::Lease(than) => number(|record| record.lease().0, *than),
-        Operand::Value(than) => match record {
+    let order = match &compare.target {
+        Target::Version(than) => number(Record::version, *than),
+        Target::Created(than) => number(|record| record.created().0, *than),
+        Target::Modified(than) => number(|record| record.modified().0, *than),
+        Target::Lease(than) => number(|record| record.lease().0, *than),
+        Target::Value(than) => match record {
             Some(record) => record.value().cmp(than),
             None => return false,
         },

@@ -1,7 +1,7 @@
 //! What a schedule is made of.
 use bytes::Bytes;
 use detcd_core::{
-    machine::command::{Command, Compare, Delete, Op, Operand, Put, Range, Relation, Txn},
+    machine::command::{Command, Compare, Delete, Op, Put, Range, Relation, Target, Txn},
     mvcc::{KeyRange, RangeEnd, RangeOptions},
     types::{LeaseId, Revision},
 };
@@ -177,7 +177,7 @@ impl Request {
             Request::Delete { key } => Command::Delete(Delete { range: one(key), previous: true }),
             Request::DeleteAll => Command::Delete(Delete { range: all, previous: false }),
             Request::Toggle { key } => Command::Txn(Txn {
-                compare: vec![Compare { range: one(key), relation: Relation::Equal, operand: Operand::Version(0) }],
+                compare: vec![Compare { range: one(key), relation: Relation::Equal, target: Target::Version(0) }],
                 success: vec![Op::Put(put(key, unique, 0)), Op::Put(put(key.wrapping_add(1), unique, 0))],
                 failure: vec![Op::Delete(Delete { range: one(key), previous: false })],
             }),

@@ -238,11 +238,12 @@ impl Conn {
             self.pipes[side].unread += data.len();
             wire.stats.segments += 1;
             wire.stats.bytes += data.len() as u64;
-            let (from, to, hash) = (self.ends[side].host, self.ends[1 - side].host, xxh3_64(data));
+            let (from, to, mut hash) = (self.ends[side].host, self.ends[1 - side].host, xxh3_64(data));
             wire.notes.push(NetOp::Sent { conn: self.number, from, to, len: data.len(), hash });
             let (mut bytes, pipe) = (data.to_vec(), &mut self.pipes[side]);
-            wire.faulty(pipe.link).garble(&mut pipe.passed, &mut bytes);
-            let hash = xxh3_64(&bytes);
+            if wire.faulty(pipe.link).garble(&mut pipe.passed, &mut bytes) {
+                hash = xxh3_64(&bytes);
+            }
             self.post(side, Segment { arrives: NEVER, bytes: bytes.into(), hash, fin: false, noted: false }, wire);
         }
         Poll::Ready(Ok(data.len()))

@@ -84,20 +84,22 @@ impl Link {
         }
     }
 
-    /// Flips a bit of a segment of a state, now and then; of each state one at most.
-    pub fn garble(&mut self, passed: &mut Passed, segment: &mut [u8]) {
+    /// Flips a bit of a segment of a state, now and then; of each state one at most. Whether it did.
+    pub fn garble(&mut self, passed: &mut Passed, segment: &mut [u8]) -> bool {
         if passed.bytes == 0 {
             passed.is_state = segment.starts_with(STATE_HEAD);
         }
         let first = usize::try_from(STATE_FROM.saturating_sub(passed.bytes)).unwrap_or(usize::MAX);
         passed.bytes += segment.len() as u64;
         let may_be = self.garbling > 0 && passed.is_state && !passed.is_garbled && first < segment.len();
-        if may_be && happens(GARBLED_PPM, &mut self.garble) {
-            let at = first + self.garble.next_u64() as usize % (segment.len() - first);
-            segment[at] ^= 1 << (self.garble.next_u64() % 8);
-            passed.is_garbled = true;
-            self.stats.garbled += 1;
+        if !may_be || !happens(GARBLED_PPM, &mut self.garble) {
+            return false;
         }
+        let at = first + self.garble.next_u64() as usize % (segment.len() - first);
+        segment[at] ^= 1 << (self.garble.next_u64() % 8);
+        passed.is_garbled = true;
+        self.stats.garbled += 1;
+        true
     }
 
     /// How long a segment without bytes takes.
@@ -158,9 +160,10 @@ mod tests {
         let mut sent = head.to_vec();
         sent.resize(bytes, 0);
         let mut arrived = sent.clone();
-        arrived.chunks_mut(5_000).for_each(|segment| link.garble(&mut passed, segment));
+        let flipped =
+            arrived.chunks_mut(5_000).filter_map(|segment| link.garble(&mut passed, segment).then_some(())).count();
         let differ = || arrived.iter().zip(&sent).map(|(a, b)| (a ^ b).count_ones());
-        assert_eq!(u64::from(differ().sum::<u32>()), link.stats.garbled);
+        assert_eq!((u64::from(differ().sum::<u32>()), flipped as u64), (link.stats.garbled, link.stats.garbled));
         (differ().sum(), differ().position(|bits| bits > 0))
     }
 
