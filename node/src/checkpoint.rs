@@ -66,9 +66,9 @@ impl Checkpoints {
     pub fn begin(&mut self, machine: &Machine, handle: &Handle) -> Index {
         self.stage = Stage::Writing;
         let (index, state) = (machine.applied(), State(Box::new(machine.clone())));
-        let (snapshots, handle) = (self.snapshots.clone(), handle.clone());
+        let (snapshots, clock, handle) = (self.snapshots.clone(), self.host.clock.clone(), handle.clone());
         tokio::spawn(async move {
-            let result = snapshots.write_checkpoint(state).await;
+            let result = snapshots.write_checkpoint(state, &*clock).await;
             handle.push(Item::Checkpoint { index, result });
         });
         index

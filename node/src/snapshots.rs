@@ -29,6 +29,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use detcd_core::{
@@ -46,7 +47,7 @@ pub use self::{
 use crate::{
     background,
     error::Failure,
-    host::{Disk, File, Lock, Open},
+    host::{Clock, Disk, File, Lock, Open},
     wal::{create_dir, failed, open_failed, read_whole},
 };
 
@@ -245,11 +246,11 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Writes a state under temporary names, durably. What is left of one that fails is removed.
-    pub async fn write_checkpoint(&self, state: State) -> io::Result<Written> {
+    /// Writes a state under temporary names, durably and at leisure. What is left of one that fails is removed.
+    pub async fn write_checkpoint(&self, state: State, clock: &dyn Clock) -> io::Result<Written> {
         let index = state.0.applied();
         let names = ["db", "snap", "xxh3"].map(|kind| format!("tmp-{:016x}.{kind}", index.0));
-        let result = self.write_files(state, &names).await;
+        let result = self.write_files(state, &names, clock).await;
         if result.is_err() {
             for name in &names {
                 let _ = self.remove(name).await; // the error before is the one to tell
@@ -258,7 +259,12 @@ impl Snapshots {
         result
     }
 
-    async fn write_files(&self, state: State, [db, snap, checksum]: &[String; 3]) -> io::Result<Written> {
+    async fn write_files(
+        &self,
+        state: State,
+        [db, snap, checksum]: &[String; 3],
+        clock: &dyn Clock,
+    ) -> io::Result<Written> {
         let machine = &*state.0;
         let mark = mark_of(machine);
         let snap_bytes = snap_file(machine, &mark);
@@ -266,12 +272,16 @@ impl Snapshots {
         let file = self.create(db).await?;
         // What does not fit on the disk is known at once, and the log's syncs have no growing file to wait for.
         file.allocate(image.total_len()).await?;
-        let (mut sum, mut offset) = (Checksum::default(), 0);
+        let (mut sum, mut offset, mut begun) = (Checksum::default(), 0, clock.now());
         while let Some(chunk) = image.next().await {
             sum.update(&chunk);
             let len = chunk.len() as u64;
             file.write_at(offset, chunk).await?;
             offset += len;
+            if offset < image.total_len() {
+                clock.sleep(clock.now().saturating_sub(begun).min(REST_MAX)).await;
+                begun = clock.now();
+            }
         }
         file.sync().await?;
         self.write_small(checksum, image::hex(&sum.bytes()).into_bytes()).await?;
@@ -325,6 +335,10 @@ impl Snapshots {
         Ok(())
     }
 }
+
+/// A checkpoint is in no hurry, and puts are: after each piece it rests for as long as that took, up to this. So half of
+/// a core and of the disk is left to them, though it may take twice as long.
+const REST_MAX: Duration = Duration::from_millis(100);
 
 const CHECKSUM_SUFFIX: &str = ".db.xxh3";
 

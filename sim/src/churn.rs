@@ -134,6 +134,7 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
             operator: Operator::new(cluster.net.host(client_ip(0)), &recorder),
             clients: Vec::new(),
             end: begin + DAY - Duration::from_secs(600),
+            ending: scenario.expect.outcome,
         };
         let replaced = {
             let (cluster, recorder, time, end) = (cluster.clone(), recorder.clone(), time.clone(), setting.end);
@@ -145,7 +146,7 @@ async fn live(days: u64, seed: Seed, samples: Arc<Mutex<Vec<Sample>>>) {
                     left.is_empty(),
                     "at the end of day {day} these machines are not what they should be: {left:?}"
                 );
-                nemesis.tallies().iter().map(|tally| tally.fired).sum::<u64>()
+                nemesis::tallies(&nemesis.tallies).iter().map(|tally| tally.fired).sum::<u64>()
             })
         };
         removed += replaced.await.expect("operators live through the day");

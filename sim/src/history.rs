@@ -17,12 +17,18 @@ impl fmt::Display for Nanos {
 }
 
 /// A node's place in the cluster, counting from 1. Survives restarts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeNumber(pub usize);
 
 impl fmt::Display for NodeNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "n{}", self.0)
+    }
+}
+
+impl fmt::Debug for NodeNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -36,9 +42,29 @@ pub enum Host {
 /// Watchers have the clients' numbers from here on.
 pub const WATCHERS_FROM: u64 = 100;
 
-/// One call of one client, counting from 1 over the run. Travels with the request as its trace id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// One call of one client. Travels with the request as its trace id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(pub u64);
+
+impl OpId {
+    /// `call` counts the client's calls.
+    pub fn new(client: u64, call: u64) -> OpId {
+        OpId(client << 32 | call)
+    }
+}
+
+/// `c4#6`: the sixth call of client 4.
+impl fmt::Display for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "c{}#{}", self.0 >> 32, self.0 as u32)
+    }
+}
+
+impl fmt::Debug for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// Changes of the membership travel with their number and this in their trace id, apart from operations.
 pub const CHANGE_TRACE: u64 = 1 << 63;
@@ -228,6 +254,22 @@ pub struct Refused {
     pub why: Text,
 }
 
+/// In which way a process ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExitKind {
+    /// The cluster removed this member.
+    Removed,
+    /// It found nobody who knows it.
+    Stranded,
+    /// The disk failed: an error, or no space.
+    Disk,
+    /// What is on the disk cannot be right.
+    Damage,
+    /// What others say and what this member knows cannot both be right.
+    Halted,
+    Other,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Faults happen; nothing wrong may be answered.
@@ -268,6 +310,11 @@ pub enum Event {
     Killed {
         node: NodeNumber,
         power_loss: bool,
+    },
+    /// A node's process ended by itself. Why, it noted itself.
+    Ended {
+        node: NodeNumber,
+        kind: ExitKind,
     },
     /// What is on this node's disk is not what it put there: nothing that it promised can be asked of it any more.
     Tampered {

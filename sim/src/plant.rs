@@ -13,9 +13,9 @@ use std::{
 
 use detcd_core::{
     consensus::Message,
-    machine::{Machine, membership::Member},
-    proto::raftpb,
-    replica::{ChangeRequest, Input, Output, Proposal, Replica, Status},
+    machine::{Machine, Response, membership::Member},
+    proto::raftpb::{self, ConfChangeType, EntryType},
+    replica::{Answer, ChangeRequest, Input, Output, Proposal, Replica, Status},
     types::Ticket,
     watch::What,
 };
@@ -58,6 +58,10 @@ pub enum Plant {
     MissedWake,
     /// Whoever is added as a learner is added as a voter.
     LearnerAsVoter,
+    /// One member takes every change that adds a learner for one that adds a voter.
+    AlteredChange,
+    /// A member answers at once that a change is done, and then asks for it.
+    EarlyChange,
     /// Once somebody was removed nobody is added any more.
     StuckChange,
     /// One member panics.
@@ -183,6 +187,17 @@ impl Broken {
                 let change = ChangeRequest::Add(Member { is_learner: false, ..member });
                 Some(Input::Change { ticket, trace, change, peers })
             }
+            (Plant::AlteredChange, Input::Message(message)) if self.node.0 == 2 && message.kind() == "append" => {
+                Some(Input::Message(altered(&message, learners_to_voters)))
+            }
+            (Plant::EarlyChange, Input::Change { ticket, trace, change, peers }) => {
+                let (machine, term) = (self.replica.machine(), self.replica.status().term);
+                let response = Response::Members(machine.membership.clone());
+                let answer = Answer { result: Ok(response), revision: machine.store.revision(), term };
+                out.push(Output::Respond { ticket, answer });
+                self.next_ticket += 1;
+                Some(Input::Change { ticket: Ticket(self.next_ticket), trace, change, peers })
+            }
             (Plant::StuckChange, Input::Change { change: ChangeRequest::Add(_), .. })
                 if self.replica.machine().membership.removed().next().is_some() =>
             {
@@ -290,6 +305,20 @@ fn alter_values(message: &mut raftpb::Message) {
         if let Some(put) = &mut request.put {
             put.value = [&put.value[..], b"!"].concat().into();
             entry.data = Some(request.encode_to_vec().into());
+        }
+    }
+}
+
+/// Adds as voters whoever is to be added as a learner.
+fn learners_to_voters(message: &mut raftpb::Message) {
+    for entry in message.entries.iter_mut().filter(|entry| entry.r#type() == EntryType::EntryConfChange) {
+        let Some(data) = &entry.data else { continue };
+        let Ok(mut change) = raftpb::ConfChange::decode(data.clone()) else { continue };
+        if let (ConfChangeType::ConfChangeAddLearnerNode, Some(context)) = (change.r#type(), &change.context) {
+            let text = String::from_utf8_lossy(context).replace("\"isLearner\":true", "\"isLearner\":false");
+            change.context = Some(text.into_bytes().into());
+            change.set_type(ConfChangeType::ConfChangeAddNode);
+            entry.data = Some(change.encode_to_vec().into());
         }
     }
 }

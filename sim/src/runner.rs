@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::{
     history::{Event, NodeNumber, Outcome, Phase, Stamped, WATCHERS_FROM},
     memory::{self, MEMORY_BYTES_MAX},
-    nemesis::{self, Nemesis, Tally},
+    nemesis::{self, Nemesis, Tallies, Tally},
     oracle::{self, Judge, LawConfig, Verdict},
     plant::Plant,
     scenario::{Link, Scenario},
@@ -107,7 +107,7 @@ impl Ops {
 #[derive(Default)]
 struct Shared {
     recorder: Option<Recorder>,
-    faults: Vec<Tally>,
+    faults: Tallies,
     exits: Vec<(NodeNumber, String)>,
     /// Machines whose members did not come back, or did not go.
     incomplete: Vec<NodeNumber>,
@@ -157,8 +157,13 @@ fn note_panic(info: &panic::PanicHookInfo<'_>) {
     let frames: Vec<_> = backtrace.lines().filter(|line| line.contains("detcd")).take(12).collect();
     let mut panic = PANIC.lock();
     if panic.is_none() {
-        *panic = Some(format!("{info}\n{}", frames.join("\n")));
+        *panic = Some(format!("{}{info}\n{}", whose(), frames.join("\n")));
     }
+}
+
+/// `in a step of n2: `, if some node is at it.
+fn whose() -> String {
+    witness::stepping().map(|node| format!("in a step of {node}: ")).unwrap_or_default()
 }
 
 /// Waits for the simulation's end, and ends it if it gets nowhere or grows too large.
@@ -178,11 +183,11 @@ fn watch(ended: &mpsc::Receiver<bool>, progress: &dyn Fn(Duration)) -> Option<Ac
         still = if now == seen { still + WATCH } else { Duration::ZERO };
         seen = now;
         if still >= HANG {
-            let text = format!("simulated time stood still for {} s of real time", HANG.as_secs());
+            let text = format!("{}simulated time stood still for {} s of real time", whose(), HANG.as_secs());
             return Some(Accident { kind: "hang", text });
         }
         if memory::used() > MEMORY_BYTES_MAX {
-            let text = format!("the run holds more than {} MiB", MEMORY_BYTES_MAX >> 20);
+            let text = format!("{}the run holds more than {} MiB", whose(), MEMORY_BYTES_MAX >> 20);
             return Some(Accident { kind: "memory", text });
         }
     }
@@ -214,7 +219,7 @@ fn collect(shared: &Shared, mut accident: Option<Accident>) -> Run {
         simulated: Duration::from_nanos(SIMULATED.load(Relaxed)),
         ops: Ops::count(&history),
         history,
-        faults: shared.faults.clone(),
+        faults: nemesis::tallies(&shared.faults),
         laws,
         accident,
     }
@@ -245,13 +250,15 @@ async fn simulate(plan: Plan, shared: Arc<Mutex<Shared>>) {
     let schedule = Schedule::new(&scenario, seed);
     let operator = Operator::new(cluster.net.host(operator), &recorder);
     let founders = scenario.cluster.nodes;
-    let setting = nemesis::Setting { founders, seed, operator, clients, end: safety_ends };
+    let ending = scenario.expect.outcome;
+    let setting = nemesis::Setting { founders, seed, operator, clients, end: safety_ends, ending };
     let nemesis = Nemesis::start(&cluster, &recorder, &schedule, setting);
+    shared.lock().faults = nemesis.tallies.clone();
     time.sleep_until(safety_ends).await;
     let incomplete = nemesis.heal().await;
     {
         let mut shared = shared.lock();
-        (shared.incomplete, shared.faults) = (incomplete, nemesis.tallies());
+        shared.incomplete = incomplete;
     }
     recorder.record(Event::Phase(Phase::Recovery));
     let recovery_ends = time.now() + Duration::from_millis(scenario.settle_ms);
@@ -287,6 +294,7 @@ fn law_config(scenario: &Scenario) -> LawConfig {
         nodes: scenario.cluster.nodes,
         recovery_bound_ms: scenario.laws.recovery_ms,
         prompt_bound_ms: scenario.laws.prompt_ms,
+        ending: scenario.expect.outcome,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Looks at all that a node's store holds when it did not come about entry by entry: at the start, and when a state was
 //! taken over. The node says what it should be; this is what it is.
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use detcd_core::{
     event::NodeEvent,
@@ -15,6 +18,14 @@ use crate::{
     history::{Content, Event, NodeNumber},
     world::{cluster::Wrap, recorder::Recorder},
 };
+
+/// Whose replica takes a step right now, by its node's number; 0 is nobody's.
+static STEPPING: AtomicUsize = AtomicUsize::new(0);
+
+/// Who is at it: of a panic or a hang, whose it is.
+pub fn stepping() -> Option<NodeNumber> {
+    Some(NodeNumber(STEPPING.load(Relaxed))).filter(|node| node.0 > 0)
+}
 
 struct Witness {
     node: NodeNumber,
@@ -47,7 +58,9 @@ impl Witness {
 impl Step for Witness {
     fn step(&mut self, input: Input, out: &mut Vec<Output>) {
         let before = out.len();
+        STEPPING.store(self.node.0, Relaxed);
         self.replica.step(input, out);
+        STEPPING.store(0, Relaxed);
         let installs = |output: &Output| matches!(output, Output::Note(NodeEvent::SnapshotInstalled { .. }));
         if out[before..].iter().any(installs) {
             self.tell();

@@ -63,6 +63,8 @@ fn every_law_catches_a_planted_bug() {
         ("deaf-member", "recovery", "", &[CALM]),
         ("missed-wake", "promptness", "", &[CALM]),
         ("learner-as-voter", "membership", "", &[LEARNER]),
+        ("altered-change", "membership", "applies a change", &[LEARNER]),
+        ("early-change", "membership", "asked for", &[LEARNER]),
     ];
     for (plant, law, says, scenarios) in table {
         let (seed, caught) = seeds_to_detect(plant, law, says, scenarios);

@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 
 /// Writes of at least so many bytes are large files being written, see [`write_behind`].
 const WRITE_BEHIND_BYTES_MIN: usize = 128 << 10;
-/// So many bytes of a large file may wait for the disk.
-const WRITE_BEHIND_BYTES_MAX: u64 = 4 << 20;
+/// So many bytes of a large file may wait for the disk: the log's next sync waits behind them.
+const WRITE_BEHIND_BYTES_MAX: u64 = 1 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;
 

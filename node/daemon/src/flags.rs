@@ -2,6 +2,7 @@
 //!
 //! As in etcd: `--name value`, `--name=value` and a single dash are the same; `ETCD_NAME` is the flag `--name`; a flag
 //! given both ways is an error; an unknown `ETCD_` variable only earns a warning, since Kubernetes sets such.
+mod foreign;
 mod tls;
 
 use std::{
@@ -45,14 +46,15 @@ impl Flags {
         args: impl IntoIterator<Item = OsString>,
         env: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Wanted> {
-        let mut values = Values::default();
+        let (mut values, mut last) = (Values::default(), None::<String>);
         let mut args = args.into_iter().map(utf8);
         while let Some(arg) = args.next() {
             let arg = arg?;
             let Some(name) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|name| !name.is_empty())
             else {
-                return Err(format!("{arg:?} is not a flag; etcd takes flags only, see --help"));
+                return Err(not_a_flag(&arg, last.as_deref()));
             };
+            last = Some(name.to_owned());
             match name {
                 "help" | "h" => return Ok(Wanted::Help),
                 "version" => return Ok(Wanted::Version),
@@ -65,6 +67,16 @@ impl Flags {
             }
         }
         values.into_flags().map(|flags| Wanted::Run(Box::new(flags)))
+    }
+}
+
+/// After a switch it may have been meant as its value.
+fn not_a_flag(arg: &str, last: Option<&str>) -> String {
+    match last.and_then(find_or_former) {
+        Some(Flag { name, kind: Kind::Switch, .. }) if ["true", "false"].contains(&arg) => {
+            format!("{arg:?} stands alone; write --{name}={arg}")
+        }
+        _ => format!("{arg:?} is not a flag; etcd takes flags only, see --help"),
     }
 }
 
@@ -96,6 +108,20 @@ fn parse_time(mut text: &str) -> Option<u64> {
     }
 }
 
+/// What is wrong with a URL that cannot be used.
+fn problem_of(url: &str) -> String {
+    let example = "a URL such as http://127.0.0.1:2379";
+    let Some((scheme, rest)) = url.split_once("://") else { return format!("is not {example}") };
+    let port = rest.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+    match port {
+        _ if !["http", "https"].contains(&scheme) => format!("is of {scheme}; expected http or https"),
+        _ if rest.contains('/') => format!("has a path; expected {example}"),
+        None => format!("has no port; expected {example}"),
+        Some(port) if port.parse::<u16>().is_err() => format!("has port {port:?}; expected a number up to 65535"),
+        Some(_) => format!("has no host; expected {example}"),
+    }
+}
+
 #[derive(Default)]
 struct Values {
     given: BTreeMap<&'static str, String>,
@@ -108,13 +134,31 @@ fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
 }
 
+/// As etcd does, what was an experiment once may still be called so.
+fn find_or_former(name: &str) -> Option<&'static Flag> {
+    find(name).or_else(|| find(name.strip_prefix("experimental-")?))
+}
+
+/// A flag that is etcd's only, or nobody's.
+fn foreign_flag(name: &str, inline: Option<String>, rest: &mut dyn Iterator<Item = Result<String>>) -> Result<()> {
+    let Some(default) = foreign::default_of(name) else {
+        return Err(format!("unknown flag --{name}; --help lists those that there are"));
+    };
+    let value = match inline {
+        Some(value) => value,
+        None if ["true", "false"].contains(&default) => "true".into(),
+        None => rest.next().unwrap_or_else(|| Ok(String::new()))?,
+    };
+    foreign::refuse(&format!("--{name}"), default, &value).map_or(Ok(()), Err)
+}
+
 impl Values {
     fn flag(&mut self, arg: &str, rest: &mut dyn Iterator<Item = Result<String>>) -> Result<()> {
         let (name, inline) = match arg.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (arg, None),
         };
-        let flag = find(name).ok_or_else(|| format!("unknown flag --{name}; --help lists those that there are"))?;
+        let Some(flag) = find_or_former(name) else { return foreign_flag(name, inline, rest) };
         let value = match (inline, flag.kind) {
             (Some(value), _) => value,
             (None, Kind::Switch) => "true".to_owned(),
@@ -127,7 +171,7 @@ impl Values {
     fn variable(&mut self, key: &str, value: String) -> Result<()> {
         let Some(name) = key.strip_prefix("ETCD_") else { return Ok(()) };
         let name = name.to_lowercase().replace('_', "-");
-        match find(&name) {
+        match find_or_former(&name) {
             Some(flag) if self.given.contains_key(flag.name) => Err(format!(
                 "conflicting environment variable {key:?} is shadowed by the flag --{name}; unset one of them"
             )),
@@ -138,7 +182,11 @@ impl Values {
             }
             Some(_) => Ok(()),
             None => {
-                self.warnings.push(format!("unrecognized environment variable {key}={value}"));
+                let warning = match foreign::default_of(&name) {
+                    Some(default) => foreign::refuse(key, default, &value).map(|what| format!("ignored: {what}")),
+                    None => Some(format!("unrecognized environment variable {key}={value}")),
+                };
+                self.warnings.extend(warning);
                 Ok(())
             }
         }
@@ -175,7 +223,7 @@ impl Values {
         let (text, shown) = (self.text(name), self.shown(name));
         let urls = text.split(',').map(str::trim).map(|url| match parse_url(url) {
             Some(_) => Ok(url.to_owned()),
-            None => Err(format!("{shown}: {url:?} is not a URL such as http://127.0.0.1:2379")),
+            None => Err(format!("{shown}: {url:?} {}", problem_of(url))),
         });
         urls.collect()
     }
@@ -192,6 +240,7 @@ impl Values {
             dir => dir,
         };
         let wal_dir = Some(self.text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        self.check_listeners()?;
         let (heartbeat_ms, election_ms) = self.timing()?;
         let config = Config {
             data_dir: data_dir.into(),
@@ -221,6 +270,17 @@ impl Values {
         };
         let (tls, log) = (self.tls(&config)?, self.log()?);
         Ok(Flags { config, tls, log, warnings: self.warnings })
+    }
+
+    /// One address cannot be for both.
+    fn check_listeners(&self) -> Result<()> {
+        let (clients, peers) = (self.urls("listen-client-urls")?, self.urls("listen-peer-urls")?);
+        match clients.iter().find(|url| peers.contains(url)) {
+            Some(url) => {
+                Err(format!("--listen-client-urls and --listen-peer-urls both have {url}; give one another port"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn timing(&self) -> Result<(u64, u64)> {

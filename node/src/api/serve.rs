@@ -126,6 +126,11 @@ impl Services {
             "etcdserverpb.Cluster" => self.within(deadline, |services| services.cluster.call(request)).await,
             "etcdserverpb.Maintenance" => self.within(deadline, |services| services.maintenance.call(request)).await,
             "grpc.health.v1.Health" => self.within(deadline, |services| services.health.call(request)).await,
+            "etcdserverpb.Lease" => Status::unimplemented("leases are not implemented yet").into_http(),
+            "etcdserverpb.Auth" => Status::unimplemented("users and roles are not implemented yet").into_http(),
+            "v3lockpb.Lock" | "v3electionpb.Election" => {
+                Status::unimplemented("locks and elections need leases, which are not implemented yet").into_http()
+            }
             service => Status::unimplemented(format!("unknown service {service}")).into_http(),
         };
         let response = reword_too_large(response);

@@ -29,7 +29,7 @@ pub async fn find_cluster(config: &Config, host: &Host, has_run: bool) -> Result
     if others.is_empty() {
         return Err(failed("--initial-cluster names nobody but this member".into()));
     }
-    let start = host.clock.now();
+    let (start, mut is_told) = (host.clock.now(), false);
     loop {
         let mut reasons = Vec::new();
         for url in &others {
@@ -49,6 +49,11 @@ pub async fn find_cluster(config: &Config, host: &Host, has_run: bool) -> Result
         }
         if host.clock.now().saturating_sub(start).as_millis() as u64 >= JOIN_MS {
             return Err(failed(format!("after {} s, {}", JOIN_MS / 1_000, reasons.join("; "))));
+        }
+        if !is_told {
+            let (reasons, seconds) = (reasons.join("; "), JOIN_MS / 1_000);
+            tracing::warn!(target: "peers", reasons, seconds, "no peer knows this member yet; asking again for some time");
+            is_told = true;
         }
         host.clock.sleep(PAUSE).await;
     }

@@ -5,8 +5,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::background;
 
-/// Bytes of a piece: some milliseconds of work.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of a piece: half a millisecond of work, since whoever has a core cannot be asked to leave it to a put.
+const CHUNK_BYTES: usize = 256 << 10;
 /// What tells a bit that flipped in a state, beside its file and on its way between members: bbolt's pages carry no
 /// checksum. XXH3 with 128 bits, since it is for accidents, and a state is large.
 #[derive(Default)]

@@ -2,13 +2,18 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use detcd_core::types::Index;
+use parking_lot::Mutex;
 
-use super::{Image, Pieces, ReceiveError, Snapshots, receive};
-use crate::testing::{Memory, snapshot_message as message, state};
+use super::{Image, Pieces, REST_MAX, ReceiveError, Snapshots, receive};
+use crate::{
+    host::{Clock, Sleep},
+    testing::{Memory, Nowhere, snapshot_message as message, state},
+};
 
 struct Stream(Vec<Result<Bytes, String>>);
 
@@ -64,7 +69,7 @@ async fn a_state_on_its_way_into_place_is_safe_from_the_next_of_its_index() {
 #[tokio::test]
 async fn a_checkpoint_is_safe_from_a_received_state_of_its_index() {
     let (_, mut snapshots) = open().await;
-    let written = snapshots.write_checkpoint(state(5)).await.unwrap();
+    let written = snapshots.write_checkpoint(state(5), &Nowhere).await.unwrap();
     receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
     snapshots.drop_received(Index(5)).await.unwrap();
     assert!(snapshots.place_checkpoint(&written).await.unwrap());
@@ -79,4 +84,45 @@ async fn a_state_that_does_not_arrive_leaves_nothing() {
     assert!(receive(&snapshots, &message(6), &mut Stream::whole(5).await, false).await.is_err());
     let left: Vec<_> = disk.files.lock().keys().cloned().collect();
     assert_eq!(left, [] as [PathBuf; 0]);
+}
+
+/// Each look at it takes a minute or a millisecond. Nobody waits for it.
+struct Ticking {
+    step: Duration,
+    now: Mutex<Duration>,
+    rests: Mutex<Vec<Duration>>,
+}
+
+impl Clock for Ticking {
+    fn now(&self) -> Duration {
+        let mut now = self.now.lock();
+        *now += self.step;
+        *now
+    }
+
+    fn wall(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep(&self, time: Duration) -> Sleep {
+        self.rests.lock().push(time);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_rests_after_each_piece_for_as_long_as_that_took() {
+    let rests = async |index: u64, step: Duration| {
+        let (_, snapshots) = open().await;
+        let clock = Ticking { step, now: Mutex::default(), rests: Mutex::default() };
+        snapshots.write_checkpoint(state(index), &clock).await.unwrap();
+        clock.rests.into_inner()
+    };
+    let millisecond = Duration::from_millis(1);
+    let large = rests(20_000, millisecond).await;
+    assert!(large.len() >= 2 && large.iter().all(|rest| *rest == millisecond), "{large:?}");
+    // One piece, and nothing comes after it.
+    assert!(rests(5, millisecond).await.is_empty());
+    // The disk stood still meanwhile: there is no need to make up for all of that.
+    assert!(rests(20_000, Duration::from_secs(60)).await.iter().all(|rest| *rest == REST_MAX));
 }

@@ -3,13 +3,10 @@ use std::time::Duration;
 
 use super::Inner;
 use crate::{
-    history::{Event, NodeNumber},
+    history::{Event, ExitKind, NodeNumber},
     scenario::fault::{Arrival, DiskIo, Files},
     schedule::Planned,
-    world::{
-        cluster::ExitKind,
-        disk::{FaultId, Io, Lasting, Paths, Rot, SimDisk},
-    },
+    world::disk::{FaultId, Io, Lasting, Paths, Rot, SimDisk},
 };
 
 const NONE: &[ExitKind] = &[];
@@ -87,17 +84,47 @@ impl Inner {
         rotted as u64
     }
 
+    /// Returns how many sectors could not be read any more.
+    pub(super) async fn break_sectors(
+        &self,
+        planned: &Planned,
+        victim: NodeNumber,
+        sectors: u64,
+        files: Files,
+        end: Duration,
+    ) -> u64 {
+        let mut rng = planned.seed.child("broken", 0).rng();
+        let mut broken = 0;
+        let harm = || broken = self.disk(victim).break_some(&paths(files), sectors, &mut rng);
+        self.unnoticed(planned, victim, end, harm, |()| {}).await;
+        broken
+    }
+
     pub(super) async fn misdirect(&self, planned: &Planned, victim: NodeNumber, end: Duration) -> u64 {
         let mut rng = planned.seed.child("astray", 0).rng();
+        let (disk, mut struck) = (self.disk(victim), 0);
+        let harm = || disk.misdirect(1, paths(Files::Log), paths(Files::All), &mut rng);
+        self.unnoticed(planned, victim, end, harm, |fault| struck = disk.disarm(fault)).await;
+        struck
+    }
+
+    /// The disk is harmed while the process runs, which may notice at any time; after half of the time the machine starts
+    /// again.
+    async fn unnoticed<T>(
+        &self,
+        planned: &Planned,
+        victim: NodeNumber,
+        end: Duration,
+        harm: impl FnOnce() -> T,
+        before_start: impl FnOnce(T),
+    ) {
         self.cluster.allow_exit(victim, RUINED);
         self.recorder.record(Event::Tampered { node: victim });
-        let fault = self.disk(victim).misdirect(1, paths(Files::Log), paths(Files::All), &mut rng);
+        let harmed = harm();
         let half = self.time.now() + end.saturating_sub(self.time.now()) / 2;
         self.time.sleep_until(half).await;
-        let struck = self.disk(victim).disarm(fault);
-        self.tampered(planned, victim, end, || {}).await;
+        self.tampered(planned, victim, end, || before_start(harmed)).await;
         self.cluster.forbid_exit(victim, RUINED);
-        struck
     }
 
     /// The machine comes back with the disk of some time ago. Not before the others hold all that anybody has, for it

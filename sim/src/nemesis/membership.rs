@@ -6,10 +6,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::Inner;
 use crate::{
-    history::{Change, NodeNumber, Peer, Text},
+    history::{Change, ExitKind, NodeNumber, Peer, Text},
     scenario::fault::Arrival,
     schedule::Planned,
-    world::cluster::{ExitKind, peer_url},
+    world::cluster::peer_url,
 };
 
 /// Between two attempts.

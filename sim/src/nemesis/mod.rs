@@ -6,6 +6,7 @@
 //! Invariants:
 //! - Every fault that begins ends, at the latest when the phase of faults does.
 //! - Faults that overlap are independent: none ends another, and each counts its own effects.
+mod atlas;
 mod disk;
 mod membership;
 mod network;
@@ -22,15 +23,14 @@ use parking_lot::Mutex;
 
 use crate::{
     history::{Event, NodeNumber, Text},
-    scenario::fault::{Fault, Victim, numbers, quorum_remains},
+    scenario::{
+        Ending,
+        fault::{Fault, Victim},
+    },
     schedule::{Planned, Schedule, Stand, Start},
     seed::Seed,
     workload::Operator,
-    world::{
-        clock::SimTime,
-        cluster::{Cluster, node_ip},
-        recorder::Recorder,
-    },
+    world::{clock::SimTime, cluster::Cluster, recorder::Recorder},
 };
 
 /// How long a fault that may not strike waits before it looks again.
@@ -51,7 +51,16 @@ pub struct Tally {
     pub effects: u64,
 }
 
+/// By the nemesis's name, as it grows.
+pub type Tallies = Arc<Mutex<BTreeMap<String, Tally>>>;
+
+/// All of them, even of a run that did not come to its end.
+pub fn tallies(tallies: &Tallies) -> Vec<Tally> {
+    tallies.lock().values().cloned().collect()
+}
+
 pub struct Nemesis {
+    pub tallies: Tallies,
     inner: Arc<Inner>,
     /// A fault by which members may have come and gone, if there is one.
     changes: Option<Planned>,
@@ -69,12 +78,14 @@ struct Inner {
     clients: Vec<IpAddr>,
     /// When the phase of faults ends.
     end: Duration,
+    /// What is to become of the cluster.
+    ending: Ending,
+    tallies: Tallies,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    tallies: BTreeMap<String, Tally>,
     /// Whom a fault that is on keeps from doing anything for the cluster, and how many such faults there are.
     disabled: BTreeMap<NodeNumber, u32>,
     /// Ways that are cut, and by how many faults.
@@ -95,15 +106,18 @@ pub struct Setting {
     pub clients: Vec<IpAddr>,
     /// When the phase of faults ends.
     pub end: Duration,
+    /// What is to become of the cluster.
+    pub ending: Ending,
 }
 
 impl Nemesis {
     pub fn start(cluster: &Cluster, recorder: &Recorder, schedule: &Schedule, setting: Setting) -> Nemesis {
-        let Setting { founders, seed, operator, clients, end } = setting;
-        let mut state = State::default();
+        let Setting { founders, seed, operator, clients, end, ending } = setting;
+        let tallies = Tallies::default();
         for planned in &schedule.faults {
             let (nemesis, kind) = (planned.id.nemesis.clone(), planned.fault.kind().to_owned());
-            let tally = state.tallies.entry(nemesis.clone());
+            let mut tallies = tallies.lock();
+            let tally = tallies.entry(nemesis.clone());
             tally.or_insert(Tally { nemesis, kind, planned: 0, struck: 0, fired: 0, effects: 0 }).planned += 1;
         }
         let inner = Arc::new(Inner {
@@ -115,7 +129,9 @@ impl Nemesis {
             founders,
             clients,
             end,
-            state: Mutex::new(state),
+            ending,
+            tallies: tallies.clone(),
+            state: Mutex::default(),
         });
         let mut waiting: BTreeMap<&str, Vec<Planned>> = BTreeMap::new();
         for planned in &schedule.faults {
@@ -134,11 +150,16 @@ impl Nemesis {
                 }
             });
         }
-        Nemesis { inner, changes: schedule.faults.iter().find(|planned| planned.fault.changes_members()).cloned() }
+        Nemesis {
+            tallies,
+            inner,
+            changes: schedule.faults.iter().find(|planned| planned.fault.changes_members()).cloned(),
+        }
     }
 
     /// Waits for every fault's end, and mends whatever is left. Nobody may end by itself from then on. Returns the machines
-    /// on which there is no member although there should be, or a guest who should be gone.
+    /// on which there is no member although there should be, or a guest who should be gone. Where all is to end with
+    /// members that refuse to start, nobody can put things in order, nor is asked to.
     pub async fn heal(&self) -> Vec<NodeNumber> {
         let Inner { cluster, time, state, .. } = &*self.inner;
         while !state.lock().active.is_empty() {
@@ -156,15 +177,11 @@ impl Nemesis {
             }
         }
         let left = match &self.changes {
-            Some(planned) => self.inner.complete(planned).await,
-            None => Vec::new(),
+            Some(planned) if self.inner.ending != Ending::Refuses => self.inner.complete(planned).await,
+            _ => Vec::new(),
         };
         cluster.numbers().for_each(|number| cluster.forbid_exits(number));
         left
-    }
-
-    pub fn tallies(&self) -> Vec<Tally> {
-        self.inner.state.lock().tallies.values().cloned().collect()
     }
 }
 
@@ -227,35 +244,6 @@ impl Inner {
         }
     }
 
-    /// The machines of the voters; until anybody told, of the founders.
-    fn voters(&self) -> Vec<NodeNumber> {
-        let ids = self.recorder.members().voters;
-        let voters: Vec<_> =
-            self.cluster.numbers().filter(|number| ids.contains(&self.cluster.member(*number))).collect();
-        if voters.is_empty() { numbers(self.founders) } else { voters }
-    }
-
-    fn works(&self, number: NodeNumber) -> bool {
-        self.cluster.is_running(number) && !self.cluster.is_paused(number)
-    }
-
-    fn may_strike(&self, planned: &Planned, victims: &[NodeNumber]) -> bool {
-        if !planned.keep_quorum {
-            return true;
-        }
-        let voters = self.voters();
-        let state = self.state.lock();
-        let new_cuts = planned.cuts(victims, self.cluster.nodes.len());
-        let works = |number: NodeNumber| {
-            let struck = planned.fault.disables() && victims.contains(&number);
-            !struck && !state.disabled.contains_key(&number) && self.works(number)
-        };
-        let is_cut = |a: NodeNumber, b: NodeNumber| {
-            new_cuts.contains(&(a, b)) || state.cuts.contains_key(&(node_ip(a.0), node_ip(b.0)))
-        };
-        quorum_remains(&voters, works, is_cut)
-    }
-
     /// `power_loss/3 on n2 (torn)`: which fault it is, and whom it struck.
     fn name(&self, planned: &Planned, victims: &[NodeNumber]) -> String {
         let victims: Vec<_> = victims.iter().map(NodeNumber::to_string).collect();
@@ -273,8 +261,8 @@ impl Inner {
         if planned.fault.disables() {
             victims.iter().for_each(|victim| *state.disabled.entry(*victim).or_default() += 1);
         }
-        state.tallies.get_mut(&planned.id.nemesis).expect("every nemesis has a tally").struck += 1;
         drop(state);
+        self.tallies.lock().get_mut(&planned.id.nemesis).expect("every nemesis has a tally").struck += 1;
         self.recorder.record(Event::Fault { fault: name.clone(), on: true });
     }
 
@@ -293,11 +281,16 @@ impl Inner {
                 }
             }
         }
-        let tally = state.tallies.get_mut(&planned.id.nemesis).expect("every nemesis has a tally");
+        drop(state);
+        let mut tallies = self.tallies.lock();
+        let tally = tallies.get_mut(&planned.id.nemesis).expect("every nemesis has a tally");
         tally.fired += u64::from(effects > 0);
         tally.effects += effects;
-        drop(state);
-        self.recorder.record(Event::Fault { fault: name.clone(), on: false });
+        drop(tallies);
+        // What is ruined for good is never over.
+        if self.ending != Ending::Refuses || !planned.fault.may_ruin() {
+            self.recorder.record(Event::Fault { fault: name.clone(), on: false });
+        }
     }
 
     /// Does it, until `end`. Returns the effects seen.
@@ -325,6 +318,9 @@ impl Inner {
             Fault::IoError { io, files } => self.io_error(victims, io, files, end).await,
             Fault::DiskFull { files } => self.fill(victims, files, end).await,
             Fault::Rot { sectors, files } => self.rot(planned, victims[0], sectors as u64, files, end).await,
+            Fault::LatentErrors { sectors, files } => {
+                self.break_sectors(planned, victims[0], sectors as u64, files, end).await
+            }
             Fault::Misdirected => self.misdirect(planned, victims[0], end).await,
             Fault::StaleDisk => self.stale_disk(planned, victims[0], end).await,
             Fault::Replace { arrival, keep_data } => self.replace(planned, victims[0], arrival, keep_data, end).await,

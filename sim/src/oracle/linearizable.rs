@@ -32,7 +32,6 @@ pub struct Linearizable {
 }
 
 struct Op {
-    client: u64,
     node: NodeNumber,
     request: Request,
     /// What had returned when it was called.
@@ -93,9 +92,9 @@ impl Linearizable {
     fn look(&mut self, event: &Stamped) -> Finding {
         match &event.event {
             Event::Call { request: Request::Range { serializable: true, .. }, .. } => Ok(()),
-            Event::Call { op, client, node, request } => {
-                let (client, node, request) = (*client, *node, request.clone());
-                let op_state = Op { client, node, request, floor: self.returned, placed: None, failed: None };
+            Event::Call { op, node, request, .. } => {
+                let (node, request) = (*node, request.clone());
+                let op_state = Op { node, request, floor: self.returned, placed: None, failed: None };
                 self.ops.insert(*op, op_state);
                 Ok(())
             }
@@ -182,7 +181,7 @@ impl Linearizable {
         };
         let Floor(floor, by) = state.floor;
         if answer.revision < floor {
-            let expected = format!("revision {floor} at least, which op {} had returned before it was called", by.0);
+            let expected = format!("revision {floor} at least, which op {by} had returned before it was called");
             return violation(expected, format!("revision {}, {:?}", answer.revision, answer.body));
         }
         if answer.revision > now {
@@ -205,7 +204,7 @@ impl Linearizable {
         let Floor(floor, by) = state.floor;
         let asked = if let Request::Range { revision, .. } = state.request { revision } else { 0 };
         if asked <= floor && why.contains(FUTURE_REVISION) {
-            let expected = format!("an answer: op {} had returned revision {floor} before it was called", by.0);
+            let expected = format!("an answer: op {by} had returned revision {floor} before it was called");
             return Err(Violation::new(sequence, describe(op, &state), expected, why).at_revision(asked));
         }
         Ok(())
@@ -229,11 +228,11 @@ impl Linearizable {
             return Ok(());
         }
         let expected = applied.map_or("not to be acknowledged: nobody applied it".into(), |at| format!("index {at}"));
-        let subject = format!("op {}, request {request:x}, acknowledged by {node}", op.0);
+        let subject = format!("op {op}, request {request:x}, acknowledged by {node}");
         Err(Violation::new(sequence, subject, expected, format!("index {index}")).at_index(index))
     }
 }
 
 fn describe(op: OpId, state: &Op) -> String {
-    format!("op {} of client {} at {}: {:?}", op.0, state.client, state.node, state.request)
+    format!("op {op} at {}: {:?}", state.node, state.request)
 }

@@ -5,6 +5,7 @@
 //! - `durability.rs`, `agreement.rs`, `election_safety.rs` and `log_matching.rs` judge what the nodes note of themselves;
 //!   `log.rs` follows a node's log in memory and on disk for them.
 //! - `membership.rs` judges who is a member, by what nodes note and what operators are told.
+//! - `ending.rs` judges what stops or refuses, where that is expected.
 //! - `recovery.rs` and `promptness.rs` judge that things happen in time: `delays.rs` knows what the network itself
 //!   holds up, and `roster.rs` who has a say.
 //!
@@ -14,6 +15,7 @@ mod case;
 mod delays;
 mod durability;
 mod election_safety;
+mod ending;
 mod linearizable;
 mod log;
 mod log_matching;
@@ -32,7 +34,10 @@ mod watch;
 
 use detcd_core::event::NodeEvent;
 
-use crate::history::{Event, NodeNumber, Stamped};
+use crate::{
+    history::{Event, NodeNumber, Stamped},
+    scenario::Ending,
+};
 
 /// What a law found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,11 +101,13 @@ pub struct LawConfig {
     pub recovery_bound_ms: u64,
     /// An operation takes no longer, in simulated milliseconds, while nothing is wrong.
     pub prompt_bound_ms: u64,
+    /// What is to become of the cluster.
+    pub ending: Ending,
 }
 
 /// Every law that can be asked of such a run, before the first event.
 pub fn all(config: &LawConfig) -> Vec<Box<dyn Law>> {
-    vec![
+    let mut laws: Vec<Box<dyn Law>> = vec![
         Box::new(linearizable::Linearizable::default()),
         Box::new(serializable::Serializable::default()),
         Box::new(second_opinion::SecondOpinion::default()),
@@ -110,9 +117,15 @@ pub fn all(config: &LawConfig) -> Vec<Box<dyn Law>> {
         Box::new(log_matching::LogMatching::default()),
         Box::new(membership::Membership::default()),
         Box::new(watch::Watch::default()),
-        Box::new(recovery::Recovery::new(config.nodes, config.recovery_bound_ms)),
         Box::new(promptness::Promptness::new(config.nodes, config.prompt_bound_ms)),
-    ]
+    ];
+    if config.ending != Ending::Converges {
+        laws.push(Box::new(ending::Ended::new(config.ending)));
+    }
+    if config.ending != Ending::Refuses {
+        laws.push(Box::new(recovery::Recovery::new(config.nodes, config.recovery_bound_ms)));
+    }
+    laws
 }
 
 /// Some laws at once.

@@ -182,8 +182,8 @@ impl Promptness {
 
 impl Due {
     fn violation(&self, event: &Stamped, expected: &str, got: String) -> Violation {
-        let Due { op, client, node, request, called, free_ns, .. } = self;
-        let subject = format!("op {} of client {client} at {node}, called at {called}: {request:?}", op.0);
+        let Due { op, node, request, called, free_ns, .. } = self;
+        let subject = format!("op {op} at {node}, called at {called}: {request:?}");
         let got = format!("{got}, with the way free for {} ms", free_ns / 1_000_000);
         Violation::new(event.sequence, subject, format!("{expected}, as nothing is wrong"), got)
     }

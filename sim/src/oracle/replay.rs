@@ -102,12 +102,12 @@ impl Replay {
         let first = std::mem::replace(&mut write.index, index);
         let Some(asked) = write.request.take() else {
             let (expected, got) = ("to be applied once".to_owned(), format!("applied at {first} and at {index}"));
-            return Err(wrong(format!("op {}, request {request:x}", op.0), expected, got));
+            return Err(wrong(format!("op {op}, request {request:x}"), expected, got));
         };
         let body = self.store.apply(&asked);
         let after = self.store.revision();
         if revision != after {
-            let subject = format!("entry {index}, op {}, request {request:x}: {asked:?}", op.0);
+            let subject = format!("entry {index}, op {op}, request {request:x}: {asked:?}");
             return Err(wrong(subject, format!("revision {after}, after {before}"), format!("revision {revision}")));
         }
         Ok(Step { index, write: Some(Answered { op, body }) })

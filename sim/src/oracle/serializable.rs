@@ -26,7 +26,6 @@ pub struct Serializable {
 }
 
 struct Op {
-    client: u64,
     node: NodeNumber,
     incarnation: u64,
     /// What its member had answered when it was called.
@@ -76,11 +75,11 @@ impl Law for Serializable {
 impl Serializable {
     fn look(&mut self, event: &Stamped) -> Finding {
         match &event.event {
-            Event::Call { op, client, node, request } => {
-                let (client, node, member) = (*client, *node, of_node(&mut self.members, *node));
+            Event::Call { op, node, request, .. } => {
+                let (node, member) = (*node, of_node(&mut self.members, *node));
                 let request = matches!(request, Request::Range { serializable: true, .. }).then(|| request.clone());
                 let (incarnation, floor) = (member.incarnation, member.answered);
-                self.ops.insert(*op, Op { client, node, incarnation, floor, request });
+                self.ops.insert(*op, Op { node, incarnation, floor, request });
             }
             Event::Return { op, outcome } => {
                 let Some(state) = self.ops.remove(op) else { return Ok(()) };
@@ -134,7 +133,7 @@ impl Serializable {
         }
         let Floor(floor, by) = state.floor;
         if lived && answer.revision < floor {
-            let expected = format!("revision {floor} at least, which this member had told op {}", by.0);
+            let expected = format!("revision {floor} at least, which this member had told op {by}");
             return violation(expected, format!("revision {}, {:?}", answer.revision, answer.body));
         }
         match self.replay.read(request, answer.revision) {
@@ -148,7 +147,7 @@ impl Serializable {
         let Some(Request::Range { revision: asked, .. }) = state.request else { return Ok(()) };
         let (Floor(floor, by), lived) = (state.floor, self.members[state.node.0].incarnation == state.incarnation);
         if lived && asked <= floor && why.contains(FUTURE_REVISION) {
-            let expected = format!("an answer: this member had told op {} revision {floor}", by.0);
+            let expected = format!("an answer: this member had told op {by} revision {floor}");
             return Err(Violation::new(sequence, describe(op, state), expected, why).at_revision(asked));
         }
         Ok(())
@@ -157,5 +156,5 @@ impl Serializable {
 
 fn describe(op: OpId, state: &Op) -> String {
     let request = state.request.as_ref().expect("only serializable reads are judged");
-    format!("op {} of client {} at {}: {request:?}", op.0, state.client, state.node)
+    format!("op {op} at {}: {request:?}", state.node)
 }

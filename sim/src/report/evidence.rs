@@ -3,6 +3,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use detcd_core::event::NodeEvent;
 
+use super::Names;
 use crate::{
     history::{Event, NodeNumber, Outcome, Stamped},
     oracle::{Verdict, Violation},
@@ -15,7 +16,7 @@ const LAST_EVENTS: usize = 8;
 const LAST_CALLS: usize = 6;
 
 pub fn render(run: &Run) -> String {
-    let mut out = String::new();
+    let (names, mut out) = (Names::new(&run.history), String::new());
     if let Some(accident) = &run.accident {
         let _ = writeln!(out, "\n{}: {}", accident.kind, accident.text);
         context(&mut out, &run.history);
@@ -27,7 +28,7 @@ pub fn render(run: &Run) -> String {
             context(&mut out, &run.history[..end]);
         }
     }
-    out
+    format!("\nmembers   {}\n{}", names.legend(), names.apply(&out))
 }
 
 fn violated(out: &mut String, name: &str, violation: &Violation) {
@@ -98,8 +99,8 @@ fn calls(history: &[Stamped]) -> Vec<String> {
         .take(LAST_CALLS)
         .map(|(at, op, outcome)| {
             let call = history.iter().rev().find_map(|stamped| match &stamped.event {
-                Event::Call { op: other, client, node, request } if other == op => {
-                    Some(format!("client {client} at {node}, called {}: {request:?}", stamped.at))
+                Event::Call { op: other, node, request, .. } if other == op => {
+                    Some(format!("at {node}, called {}: {request:?}", stamped.at))
                 }
                 _ => None,
             });
@@ -107,7 +108,7 @@ fn calls(history: &[Stamped]) -> Vec<String> {
                 Outcome::Ok(answer) => format!("{:?} at revision {}", answer.body, answer.revision),
                 other => format!("{other:?}"),
             };
-            format!("{at} {} -> {outcome}", call.unwrap_or_default())
+            format!("{at} {op} {} -> {outcome}", call.unwrap_or_default())
         })
         .collect();
     lines.reverse();

@@ -1,5 +1,6 @@
 //! What a run showed: one value, for people on the terminal, for machines as JSON, for later in a folder.
 mod evidence;
+mod names;
 mod save;
 mod terminal;
 
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::names::Names;
 pub use self::{save::save, terminal::print};
 use crate::{
     history::{Event, Stamped},
@@ -107,7 +109,8 @@ fn judge(scenario: &Scenario, run: &Run) -> (Result, Vec<String>) {
         _ => None,
     });
     let accident = run.accident.iter().map(|accident| format!("{}: {}", accident.kind, accident.text));
-    let violated: Vec<_> = accident.chain(broken).collect();
+    let names = Names::new(&run.history);
+    let violated: Vec<_> = accident.chain(broken).map(|why| names.apply(&why)).collect();
     if !violated.is_empty() {
         return (Result::Violated, violated);
     }

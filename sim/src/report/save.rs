@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::Summary;
+use super::{Names, Summary};
 use crate::{
     history::{Answer, Body, Event, KeyValue, OpId, Outcome, Request, Stamped, Text},
     runner::Run,
@@ -21,8 +21,9 @@ pub fn save(summary: &Summary, report: &str, run: &Run) -> io::Result<PathBuf> {
     fs::create_dir_all(&dir)?;
     fs::write(dir.join("report.txt"), report)?;
     let mut events = BufWriter::new(File::create(dir.join("events.txt"))?);
+    let names = Names::new(&run.history);
     for Stamped { at, sequence, event } in &run.history {
-        writeln!(events, "{sequence} {at} {event:?}")?;
+        writeln!(events, "{sequence} {at} {}", names.apply(&format!("{event:?}")))?;
     }
     events.flush()?;
     let mut history = BufWriter::new(File::create(dir.join("history.jsonl"))?);

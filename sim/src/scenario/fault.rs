@@ -47,6 +47,9 @@ pub enum Fault<N> {
     DiskFull { files: Files },
     /// The machine is off, and bits of so many sectors flip; then it starts, and if it will not, it is replaced.
     Rot { sectors: N, files: Files },
+    /// So many sectors cannot be read any more, unless they are written anew. Half of the time nobody may notice; then the
+    /// machine starts again, and if it will not, it is replaced.
+    LatentErrors { sectors: N, files: Files },
     /// The next write goes to another place. When the machine starts again it may refuse, and is replaced.
     Misdirected,
     /// The machine comes back with its disk as it was at the fault's start. If it notices, it is replaced.
@@ -133,6 +136,7 @@ impl<N: Copy> Fault<N> {
             Fault::IoError { .. } => "io_error",
             Fault::DiskFull { .. } => "disk_full",
             Fault::Rot { .. } => "rot",
+            Fault::LatentErrors { .. } => "latent_errors",
             Fault::Misdirected => "misdirected",
             Fault::StaleDisk => "stale_disk",
             Fault::Replace { .. } => "replace",
@@ -166,6 +170,7 @@ impl<N: Copy> Fault<N> {
             Fault::IoError { io, files } => Fault::IoError { io, files },
             Fault::DiskFull { files } => Fault::DiskFull { files },
             Fault::Rot { sectors, files } => Fault::Rot { sectors: f(sectors), files },
+            Fault::LatentErrors { sectors, files } => Fault::LatentErrors { sectors: f(sectors), files },
             Fault::Misdirected => Fault::Misdirected,
             Fault::StaleDisk => Fault::StaleDisk,
             Fault::Replace { arrival, keep_data } => Fault::Replace { arrival, keep_data },
@@ -188,7 +193,7 @@ impl<N: Copy> Fault<N> {
 
     /// Whether it may take from the victim what it had promised to keep.
     pub fn may_ruin(&self) -> bool {
-        matches!(self, Fault::Rot { .. } | Fault::Misdirected | Fault::StaleDisk)
+        matches!(self, Fault::Rot { .. } | Fault::LatentErrors { .. } | Fault::Misdirected | Fault::StaleDisk)
     }
 
     /// Whether members may come and go because of it.
@@ -226,7 +231,9 @@ impl Fault<i64> {
             Fault::WallJump { ms } => format!("{ms:+} ms"),
             Fault::FailedSync { files } | Fault::DiskFull { files } => files.to_string(),
             Fault::IoError { io, files } => format!("{}, {files}", format!("{io:?}").to_lowercase()),
-            Fault::Rot { sectors, files } => format!("{sectors} sectors, {files}"),
+            Fault::Rot { sectors, files } | Fault::LatentErrors { sectors, files } => {
+                format!("{sectors} sectors, {files}")
+            }
             Fault::Misdirected | Fault::StaleDisk | Fault::Update | Fault::MoveLeader | Fault::RefusedRemoval => {
                 String::new()
             }

@@ -119,9 +119,24 @@ pub struct Mix {
     pub compare_and_set: u32,
 }
 
+/// What becomes of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Once the faults are over it is itself again.
+    Converges,
+    /// For a while there is no quorum, since members stopped over their disks; once those are well, it converges.
+    Stops,
+    /// In the end there is no quorum, since members will not start from what their disks hold, and there will be none.
+    Refuses,
+}
+
+const ENDINGS: [(&str, Ending); 3] =
+    [("converges", Ending::Converges), ("stops", Ending::Stops), ("refuses", Ending::Refuses)];
+
 /// What must have come about, or the run has shown nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expect {
+    pub outcome: Ending,
     /// Operations acknowledged.
     pub acknowledged_min: u64,
     /// Of these, between the start and the end of some fault.
@@ -301,7 +316,7 @@ impl Scenario {
         });
         let operations = run_ms / 1_000 * workload.ops_per_second;
         let expect =
-            fields.table("expect", "what must have come about", |fields| Expect::read(fields, names, operations));
+            fields.table("expect", "what must have come about", |fields| Expect::read(fields, &nemeses, operations));
         let laws = fields.table("laws", "what is asked of laws", |fields| Laws::read(fields, settle_ms));
         for name in REST.into_iter().filter(|name| swarm && fields.is_set(name)) {
             fields.wrong(name, "a swarm draws it from the seed; expected nothing");
@@ -428,8 +443,10 @@ impl Mix {
 }
 
 impl Expect {
-    /// `nemeses` by name; `operations` is what clients call at most.
-    fn read(fields: &mut Fields, nemeses: Vec<String>, operations: u64) -> Expect {
+    /// `operations` is what clients call at most.
+    fn read(fields: &mut Fields, nemeses: &[Nemesis], operations: u64) -> Expect {
+        let outcome = Expect::read_outcome(fields, nemeses);
+        let nemeses: Vec<_> = nemeses.iter().map(|nemesis| nemesis.name.clone()).collect();
         let doc = "operations that must be acknowledged";
         let acknowledged_min = fields.number("acknowledged_min", doc, 1..=COUNT_MAX, 2_000);
         if acknowledged_min > operations {
@@ -455,7 +472,23 @@ impl Expect {
             let expected = format!("there is no event {name:?}; expected some of {}", NODE_EVENTS.join(", "));
             fields.wrong("must_reach", expected);
         }
-        Expect { acknowledged_min, under_fault_min, must_fire: must_fire.unwrap_or(nemeses), must_reach }
+        Expect { outcome, acknowledged_min, under_fault_min, must_fire: must_fire.unwrap_or(nemeses), must_reach }
+    }
+
+    /// No scenario but one that expects it may take from the cluster what it cannot do without.
+    fn read_outcome(fields: &mut Fields, nemeses: &[Nemesis]) -> Ending {
+        let doc = "how it ends: it converges; or it stops, for lack of a quorum, over disks that fail, and converges once \
+                   they are well; or it refuses for good to go on from disks that cannot be trusted";
+        let outcome = fields.choice("outcome", doc, &ENDINGS, 0);
+        let mut costly = nemeses.iter().filter(|nemesis| !nemesis.keep_quorum);
+        if outcome != Ending::Converges && costly.clone().next().is_none() {
+            fields.wrong("outcome", "a quorum always remains; expected converges, or a nemesis of keep_quorum = false");
+        }
+        if let Some(nemesis) = costly.find(|nemesis| nemesis.fault.may_ruin() && outcome != Ending::Refuses) {
+            let expected = format!("{} may destroy what only a quorum has; expected refuses", nemesis.name);
+            fields.wrong("outcome", expected);
+        }
+        outcome
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Setting {
     pub run_ms: u64,
 }
 
-const KINDS: [&str; 24] = [
+const KINDS: [&str; 25] = [
     "power_loss",
     "kill",
     "pause",
@@ -58,6 +58,7 @@ const KINDS: [&str; 24] = [
     "io_error",
     "disk_full",
     "rot",
+    "latent_errors",
     "misdirected",
     "stale_disk",
     "replace",
@@ -66,6 +67,10 @@ const KINDS: [&str; 24] = [
     "move_leader",
     "refused_removal",
 ];
+
+/// Those that strike one node, each time.
+const ONE_AT_A_TIME: [&str; 8] =
+    ["rot", "latent_errors", "misdirected", "stale_disk", "replace", "update", "move_leader", "refused_removal"];
 
 const ARRIVALS: [(&str, Arrival); 3] =
     [("promoted", Arrival::Promoted), ("voter", Arrival::Voter), ("learner", Arrival::Learner)];
@@ -186,6 +191,10 @@ fn read_fault(fields: &mut Fields, kind: &str) -> Fault<Span> {
         "rot" => {
             let sectors = fields.span("sectors", "how many sectors rot", 1..=1_000, Some(1));
             Fault::Rot { sectors, files: read_files(fields) }
+        }
+        "latent_errors" => {
+            let sectors = fields.span("sectors", "how many sectors cannot be read any more", 1..=1_000, Some(1));
+            Fault::LatentErrors { sectors, files: read_files(fields) }
         }
         "misdirected" => Fault::Misdirected,
         "stale_disk" => Fault::StaleDisk,
@@ -328,7 +337,7 @@ fn check_target(fields: &Fields, kind: &str, on: Target, setting: &Setting) {
         Target::One(Victim::Spare) if setting.spares == 0 => {
             fields.wrong("on", "there is none; expected cluster.spares = 1 or more");
         }
-        Target::One(Victim::All) if ["replace", "update", "move_leader", "refused_removal"].contains(&kind) => {
+        Target::One(Victim::All) if ONE_AT_A_TIME.contains(&kind) => {
             fields.wrong("on", "expected one node");
         }
         _ => {}

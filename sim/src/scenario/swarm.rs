@@ -67,7 +67,7 @@ pub fn draw(seed: u64) -> String {
 }
 
 /// The kinds that a swarm mixes, in three groups: whatever else happens, with others gone, and alone.
-const GENTLE: [&str; 7] = [
+const GENTLE: [&str; 8] = [
     "kind = 'latency', extra_ms = [5, 500]",
     "kind = 'loss', percent = [1, 20]",
     "kind = 'slow_fsync', extra_ms = [5, 300]",
@@ -75,6 +75,7 @@ const GENTLE: [&str; 7] = [
     "kind = 'wall_jump', ms = [-3_600_000, 3_600_000]",
     "kind = 'reset_connections', links = 'all', period_ms = [50, 1_000]",
     "kind = 'half_open', period_ms = [300, 2_000]",
+    "kind = 'garbled_state'",
 ];
 const HARSH: [&str; 10] = [
     "kind = 'power_loss'",
@@ -90,7 +91,12 @@ const HARSH: [&str; 10] = [
 ];
 const OPERATORS: [&str; 4] =
     ["kind = 'replace'", "kind = 'replace', as = 'voter'", "kind = 'update'", "kind = 'move_leader'"];
-const RUINOUS: [&str; 3] = ["kind = 'rot', sectors = [1, 3]", "kind = 'stale_disk'", "kind = 'misdirected'"];
+const RUINOUS: [&str; 4] = [
+    "kind = 'rot', files = 'all', sectors = [1, 3]",
+    "kind = 'latent_errors', files = 'all', sectors = [1, 5]",
+    "kind = 'stale_disk'",
+    "kind = 'misdirected'",
+];
 
 /// When a power loss comes at the worst moment.
 const MOMENTS: [&str; 8] = [
@@ -174,7 +180,9 @@ mod tests {
 
     #[test]
     fn who_is_alone_has_faults_of_its_own() {
-        let needs_others = |line: &&str| ["'latency'", "'loss'", "'partition'"].iter().any(|kind| line.contains(kind));
+        let needs_others = |line: &&str| {
+            ["'latency'", "'loss'", "'garbled_state'", "'partition'"].iter().any(|kind| line.contains(kind))
+        };
         let alone: Vec<_> = (0..2_000).map(draw).filter(|text| text.contains("{ nodes = 1,")).collect();
         assert!(alone.len() > 100);
         for text in alone {

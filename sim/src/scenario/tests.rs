@@ -134,6 +134,7 @@ fn mistakes_that_take_two_fields() {
         "workload.ops_per_second = 20",
         "expect.under_fault_min = 1",
         "expect.must_fire = ['kill']",
+        "expect.outcome = 'stops'",
         "expect.must_reach = ['disc_stalled']",
         "laws.recovery_ms = 16_000",
     ];
@@ -163,6 +164,9 @@ fn mistakes_that_take_two_fields() {
     expect.must_fire = ['kill']
     x.toml:2: expect.must_fire = ['kill']: there is no nemesis "kill"; expected nothing
 
+    expect.outcome = 'stops'
+    x.toml:2: expect.outcome = 'stops': a quorum always remains; expected converges, or a nemesis of keep_quorum = false
+
     expect.must_reach = ['disc_stalled']
     x.toml:2: expect.must_reach = ['disc_stalled']: there is no event "disc_stalled"; expected some of recovered, role_changed, proposed, appended, change_appended, persist_started, persisted, sent, received, committed, applied, acknowledged, refused, read_confirmed, segment_started, peer_connected, peer_lost, disk_stalled, serving, stopped, log_restarted, configuration_applied, snapshot_installed, snapshot_sent, snapshot_reported, snapshot_received, snapshot_rejected, log_cut, checkpoint_started, checkpoint_done, checkpoint_dropped, segment_removed, handing_over, removed
 
@@ -185,14 +189,16 @@ fn mistakes_of_a_nemesis() {
         "kind = 'kill', every_ms = 9_000, for_ms = 1 }, { kind = 'pause', name = 'kill', every_ms = 9_000, for_ms = 1",
         "kind = 'loss', every_ms = 9_000, for_ms = 1, percent = [1, 100]",
         "kind = 'slow_fsync', every_ms = 9_000, for_ms = 1, extra_ms = 9, stalled = true",
+        "kind = 'rot', every_ms = 9_000, for_ms = 1, keep_quorum = false",
+        "kind = 'rot', every_ms = 9_000, for_ms = 1, on = 'all', keep_quorum = false",
     ];
     let prefix = format!("{CLAIM}nemesis = [{{ ");
     insta::assert_snapshot!(story(&prefix, &texts, " }]"), @r#"
     on = 'leader'
-    x.toml:2: nemesis.kind: missing; expected one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal: what is done
+    x.toml:2: nemesis.kind: missing; expected one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, latent_errors, misdirected, stale_disk, replace, join, update, move_leader, refused_removal: what is done
 
     kind = 'powerloss', on = 'leader', tron = true
-    x.toml:2: nemesis.kind = 'powerloss': unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
+    x.toml:2: nemesis.kind = 'powerloss': unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, latent_errors, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
 
     kind = 'kill'
     x.toml:2: nemesis.for_ms: missing; expected a whole number from 1 to 3600000, or [least, most]: how long it lasts each time, in milliseconds
@@ -221,6 +227,13 @@ fn mistakes_of_a_nemesis() {
 
     kind = 'slow_fsync', every_ms = 9_000, for_ms = 1, extra_ms = 9, stalled = true
     x.toml:2: nemesis.extra_ms = 9: a stalled disk takes no time at all; expected either extra_ms or stalled = true
+
+    kind = 'rot', every_ms = 9_000, for_ms = 1, keep_quorum = false
+    x.toml:1: expect.outcome = "converges" (the default): rot may destroy what only a quorum has; expected refuses
+
+    kind = 'rot', every_ms = 9_000, for_ms = 1, on = 'all', keep_quorum = false
+    x.toml:1: expect.outcome = "converges" (the default): rot may destroy what only a quorum has; expected refuses
+    x.toml:2: nemesis.on = 'all': expected one node
     "#);
 }
 
@@ -343,7 +356,7 @@ fn all_mistakes_are_told_at_once() {
     x.toml:7: cluster.heart: unknown field; one of nodes, spares, heartbeat_ms, election_ms, segment_bytes, checkpoint_bytes, tail_bytes, outputs_max
     x.toml:11: nemesis.on = "everyone": unknown; one of leader, follower, any, all, rolling, learner, spare, n1, n2, n3, n4, n5, n6, n7
     x.toml:13: nemesis.for_ms = 0: expected a whole number from 1 to 3600000, or [least, most]
-    x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
+    x.toml:16: nemesis.kind = "powerloss": unknown; one of power_loss, kill, pause, partition, flapping, reset_connections, half_open, latency, loss, garbled_state, slow_fsync, clock_drift, wall_jump, failed_sync, io_error, disk_full, rot, latent_errors, misdirected, stale_disk, replace, join, update, move_leader, refused_removal
     x.toml:18: nemesis.extra_ms: missing; expected a whole number from 1 to 60000, or [least, most]: how much longer everything is under way, in milliseconds
     x.toml:21: nemesis.every_ms = "often": expected a whole number from 1 to 86400000
     "#);

@@ -166,7 +166,7 @@ impl Client {
         }
         let kv = self.connection.as_mut().expect("just connected");
         self.calls += 1;
-        let op = OpId(self.number << 32 | self.calls);
+        let op = OpId::new(self.number, self.calls);
         let client = self.number;
         self.recorder.record(Event::Call { op, client, node, request: request.clone() });
         let result = madsim::time::timeout(within, send(kv, op, request.clone())).await;

@@ -24,7 +24,7 @@ use super::{
     recorder::Recorder,
 };
 use crate::{
-    history::{self, Event, NodeNumber, Peer},
+    history::{self, Event, ExitKind, NodeNumber, Peer},
     seed::{Rng, Seed},
 };
 
@@ -96,37 +96,19 @@ pub struct Exit {
     pub allowed: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitKind {
-    /// The cluster removed this member.
-    Removed,
-    /// It found nobody who knows it.
-    Stranded,
-    /// The disk failed: an error, or no space.
-    Disk,
-    /// What is on the disk cannot be right.
-    Damage,
-    /// What others say and what this member knows cannot both be right.
-    Halted,
-    Other,
-}
-
-impl ExitKind {
-    fn of(failure: &Failure) -> ExitKind {
-        match failure {
-            Failure::Removed { .. } => ExitKind::Removed,
-            Failure::Join { .. } => ExitKind::Stranded,
-            Failure::Disk { .. } | Failure::LogWrite { .. } => ExitKind::Disk,
-            Failure::Damaged { .. }
-            | Failure::Log { .. }
-            | Failure::DamagedState { .. }
-            | Failure::StrayState { .. } => ExitKind::Damage,
-            Failure::Halted(_) => ExitKind::Halted,
-            Failure::Locked { .. }
-            | Failure::Listen { .. }
-            | Failure::NotInCluster { .. }
-            | Failure::Unsupported { .. } => ExitKind::Other,
+fn exit_kind(failure: &Failure) -> ExitKind {
+    match failure {
+        Failure::Removed { .. } => ExitKind::Removed,
+        Failure::Join { .. } => ExitKind::Stranded,
+        Failure::Disk { .. } | Failure::LogWrite { .. } => ExitKind::Disk,
+        Failure::Damaged { .. } | Failure::Log { .. } | Failure::DamagedState { .. } | Failure::StrayState { .. } => {
+            ExitKind::Damage
         }
+        Failure::Halted(_) => ExitKind::Halted,
+        Failure::Locked { .. }
+        | Failure::Listen { .. }
+        | Failure::NotInCluster { .. }
+        | Failure::Unsupported { .. } => ExitKind::Other,
     }
 }
 
@@ -442,11 +424,12 @@ async fn live(machine: Machine, state: Arc<Mutex<ProcessState>>, wrap: Wrap) {
     let wrap = move |replica| wrap(number, replica);
     let (kind, reason) = match detcd_node::run_with(config, machine.host(incarnation), never, wrap).await {
         ExitReason::Stopped => (ExitKind::Other, "asked to stop".to_owned()),
-        ExitReason::Failed(failure) => (ExitKind::of(&failure), failure.to_string()),
+        ExitReason::Failed(failure) => (exit_kind(&failure), failure.to_string()),
     };
     // Nothing of it outlives it: not what it left with the disk, and not the tasks that it started and nobody waits for.
     machine.net.kill(machine.ip);
     machine.disk.kill(&mut machine.seed.child("exit", incarnation).rng());
+    machine.recorder.record(Event::Ended { node: number, kind });
     {
         let mut state = state.lock();
         let allowed = state.allowed.iter().any(|kinds| kinds.contains(&kind));

@@ -197,6 +197,7 @@ impl Record {
             Event::Tampered { node } => self.seam("tampered", node.0 as u64, &()),
             Event::Store { node, revision, content } => self.seam("store", node.0 as u64, &(revision, content)),
             Event::Killed { node, power_loss } => self.seam("killed", node.0 as u64, power_loss),
+            Event::Ended { node, kind } => self.seam("ended", node.0 as u64, kind),
             Event::Unsynced { node, what, .. } => self.seam("unsynced", node.0 as u64, &**what),
             Event::Asked { change, what, .. } => self.seam("asked", *change, what),
             Event::Told { change, outcome } => self.seam("told", *change, outcome),

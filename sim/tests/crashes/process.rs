@@ -1,5 +1,5 @@
 //! A member's process, as far as its disk is concerned: what `run` and the driver do with [`Storage`], without a replica.
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use detcd_core::{
@@ -13,6 +13,7 @@ use detcd_node::{
     snapshots::{Checksum, Pieces, Written, receive},
     storage::{self, Storage, Wrote},
 };
+use detcd_sim::world::clock::{SimClock, SimTime};
 use prost::Message as _;
 
 use crate::{
@@ -64,7 +65,8 @@ impl Process {
             Action::Flush => self.storage.flush().await.map_err(told),
             Action::Write(index) => {
                 let state = self.history.state(*index).clone();
-                self.written = Some(self.storage.snapshots().write_checkpoint(state).await.map_err(told)?);
+                let clock = SimClock::new(SimTime::current(), Duration::ZERO, 0);
+                self.written = Some(self.storage.snapshots().write_checkpoint(state, &clock).await.map_err(told)?);
                 Ok(())
             }
             Action::Adopt(_) => {

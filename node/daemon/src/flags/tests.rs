@@ -34,6 +34,22 @@ fn the_environment_stands_in_for_flags_but_may_not_contradict_them() {
     assert!(error.contains("ETCD_NAME") && error.contains("shadowed"), "{error}");
 }
 
+/// In the environment what is not known is ignored, as by etcd; on the command line it is refused.
+#[test]
+fn flags_that_only_etcd_has_are_called_so() {
+    let error = parse(&["--quota-backend-bytes", "8589934592"], &[]).unwrap_err();
+    assert!(error.contains("--quota-backend-bytes=\"8589934592\"") && error.contains("etcd has this flag"), "{error}");
+    assert!(parse(&["--force-new-cluster"], &[]).unwrap_err().contains("--force-new-cluster=\"true\""));
+    // Defaults go without saying.
+    let same = ["--quota-backend-bytes=0", "--metrics", "basic", "--force-new-cluster=false", "--name=a"];
+    assert_eq!(parse(&same, &[]).unwrap().config.name, "a");
+    let flags = parse(&[], &[("ETCD_AUTO_COMPACTION_RETENTION", "1h"), ("ETCD_METRICS", "basic")]).unwrap();
+    let [warning] = &flags.warnings[..] else { panic!("{:?}", flags.warnings) };
+    assert!(warning.contains("ETCD_AUTO_COMPACTION_RETENTION=\"1h\"") && warning.contains("ignored"), "{warning}");
+    let former = parse(&["--experimental-watch-progress-notify-interval=5s"], &[]).unwrap();
+    assert_eq!(former.config.watch_progress_ms, 5_000);
+}
+
 #[test]
 fn a_cluster_may_give_several_urls_for_a_name() {
     let cluster = "a=http://x:1,b=http://y:1,a=http://w:2";
@@ -51,9 +67,19 @@ fn mistakes_are_named() {
     }
     check(&["--nmae=a"], "unknown flag --nmae");
     check(&["start"], "\"start\" is not a flag");
+    check(&["--pre-vote", "false"], "write --pre-vote=false");
+    let both =
+        ["--listen-client-urls=http://x:1", "--advertise-client-urls=http://x:1", "--listen-peer-urls=http://x:1"];
+    check(&both, "both have http://x:1");
     check(&["--name"], "--name needs a value");
     check(&["--listen-client-urls=http://a:1"], "--advertise-client-urls");
     check(&["--listen-peer-urls=localhost:2380"], "is not a URL");
+    check(&["--listen-peer-urls=http://127.0.0.1"], "has no port");
+    check(&["--listen-peer-urls=http://[::1]"], "has no port");
+    check(&["--listen-peer-urls=http://127.0.0.1:99999"], "has port \"99999\"");
+    check(&["--listen-peer-urls=unix://x:1"], "is of unix");
+    check(&["--listen-peer-urls=http://x:1/y"], "has a path");
+    check(&["--listen-peer-urls=http://:1"], "has no host");
     check(&["--initial-cluster=a"], "name=http://host:port");
     check(&["--initial-cluster=a=http://x:1,b=http://x:1"], "one URL twice");
     check(&["--heartbeat-interval=x"], "not a number");

@@ -4,6 +4,7 @@
 //! edits break a second law beyond remedy; these name it. The others may say that they cannot judge any more.
 mod answers;
 mod cluster;
+mod ending;
 mod members;
 mod nodes;
 mod time;
@@ -16,9 +17,13 @@ use detcd_core::{event::NodeEvent, types::MemberId};
 
 use self::traffic::State;
 use super::{Judge, LawConfig, Verdict, all};
-use crate::history::{Answer, Event, NodeNumber, OpId, Outcome, Request, Stamped};
+use crate::{
+    history::{Answer, Event, NodeNumber, OpId, Outcome, Request, Stamped},
+    scenario::Ending,
+};
 
-const CONFIG: LawConfig = LawConfig { nodes: 3, recovery_bound_ms: 4_000, prompt_bound_ms: 60 };
+const CONFIG: LawConfig =
+    LawConfig { nodes: 3, recovery_bound_ms: 4_000, prompt_bound_ms: 60, ending: Ending::Converges };
 
 /// How many good histories an edit is tried on.
 const SEEDS: u64 = 5;

@@ -12,6 +12,7 @@ use super::{
     faults::Paths,
     layer::{Layer, SECTOR},
     state::{State, shown},
+    tree::FileId,
 };
 use crate::seed::Rng;
 
@@ -39,6 +40,17 @@ impl SimDisk {
         self.0.with(|state, now| {
             state.settle_all(now);
             state.rot(rot, rng)
+        })
+    }
+
+    /// Makes durable sectors that hold data unreadable until they are written anew, each as likely as any other. Returns
+    /// how many.
+    pub fn break_some(&self, paths: &Paths, count: u64, rng: &mut impl Rng) -> u64 {
+        self.0.with(|state, now| {
+            state.settle_all(now);
+            let sectors = state.durable_sectors(paths);
+            let chosen = sample(sectors.len() as u64, count, rng);
+            chosen.into_iter().map(|chosen| state.break_sector(&sectors[chosen as usize])).sum()
         })
     }
 
@@ -126,20 +138,44 @@ fn change_bytes(durable: &mut Layer, range: Range<u64>, path: Arc<str>, change: 
     (new != old).then_some(DiskOp::Damaged { path, offset, len, hash })
 }
 
+/// A sector of a file, by its number in it.
+struct Place {
+    path: Arc<str>,
+    file: FileId,
+    sector: u64,
+}
+
 impl State {
-    fn rot(&mut self, rot: &Rot, rng: &mut impl Rng) -> Vec<Rotted> {
+    /// Those that hold data.
+    fn durable_sectors(&self, paths: &Paths) -> Vec<Place> {
         let mut sectors = Vec::new();
-        for (path, file) in self.tree.walk().into_iter().filter(|(path, _)| rot.paths.contain(path)) {
+        for (path, file) in self.tree.walk().into_iter().filter(|(path, _)| paths.contain(path)) {
             let (content, path) = (self.content(file), Arc::<str>::from(path));
             let written = content.durable().written();
             let firm = content.firm();
             let both = firm.within(0..u64::MAX).flat_map(|part| written.within(part)).flatten();
-            sectors.extend(both.map(|sector| (path.clone(), file, sector)));
+            sectors.extend(both.map(|sector| Place { path: path.clone(), file, sector }));
         }
+        sectors
+    }
+
+    /// Returns 1 if it could be read before.
+    fn break_sector(&mut self, Place { path, file, sector }: &Place) -> u64 {
+        let content = &mut self.files.get_mut(file).expect("a name leads to a file").content;
+        let count = content.damage(|durable| durable.break_sectors(*sector..sector + 1));
+        if count > 0 {
+            self.stats.sectors_broken += count;
+            self.notes.push(DiskOp::Broken { path: path.clone(), offset: sector * SECTOR, len: SECTOR });
+        }
+        count
+    }
+
+    fn rot(&mut self, rot: &Rot, rng: &mut impl Rng) -> Vec<Rotted> {
+        let sectors = self.durable_sectors(&rot.paths);
         let mut rotted = Vec::new();
         for chosen in sample(sectors.len() as u64, rot.sectors, rng) {
-            let (path, file, sector) = sectors[chosen as usize].clone();
-            let content = &mut self.files.get_mut(&file).expect("a name leads to a file").content;
+            let Place { path, file, sector } = &sectors[chosen as usize];
+            let content = &mut self.files.get_mut(file).expect("a name leads to a file").content;
             let start = sector * SECTOR;
             let mut bytes = vec![0; (content.durable().len() - start).min(SECTOR) as usize];
             content.durable().read(start, &mut bytes);
@@ -152,7 +188,7 @@ impl State {
             let (len, hash) = (to - from, xxh3_64(new));
             self.stats.sectors_rotted += 1;
             self.notes.push(DiskOp::Damaged { path: path.clone(), offset, len, hash });
-            rotted.push(Rotted { path, offset, len });
+            rotted.push(Rotted { path: path.clone(), offset, len });
         }
         rotted
     }

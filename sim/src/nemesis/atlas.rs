@@ -1,0 +1,46 @@
+//! Which copies of the data there are, and who may be struck without destroying the last good one.
+//!
+//! A member that lost anything does not go on from the rest: it stops, and is replaced by what the others hold. So the
+//! copies that the protocol needs are whole members, and it needs a quorum of them: whatever was acknowledged is with
+//! one of any quorum. A fault may strike if a quorum of the voters remains that run, hear each other and lost nothing,
+//! counting every other fault that is on. Of a member that will not notice what it lost (it got an old disk) more is
+//! asked: [`Standing::is_dispensable`](crate::world::standing::Standing::is_dispensable). Only a scenario that expects
+//! the cluster to refuse may have faults that destroy more.
+use super::Inner;
+use crate::{
+    history::NodeNumber,
+    scenario::fault::{numbers, quorum_remains},
+    schedule::Planned,
+    world::cluster::node_ip,
+};
+
+impl Inner {
+    /// The machines of the voters; until anybody told, of the founders.
+    fn voters(&self) -> Vec<NodeNumber> {
+        let ids = self.recorder.members().voters;
+        let voters: Vec<_> =
+            self.cluster.numbers().filter(|number| ids.contains(&self.cluster.member(*number))).collect();
+        if voters.is_empty() { numbers(self.founders) } else { voters }
+    }
+
+    pub(super) fn works(&self, number: NodeNumber) -> bool {
+        self.cluster.is_running(number) && !self.cluster.is_paused(number)
+    }
+
+    pub(super) fn may_strike(&self, planned: &Planned, victims: &[NodeNumber]) -> bool {
+        if !planned.keep_quorum {
+            return true;
+        }
+        let voters = self.voters();
+        let state = self.state.lock();
+        let new_cuts = planned.cuts(victims, self.cluster.nodes.len());
+        let works = |number: NodeNumber| {
+            let struck = planned.fault.disables() && victims.contains(&number);
+            !struck && !state.disabled.contains_key(&number) && self.works(number)
+        };
+        let is_cut = |a: NodeNumber, b: NodeNumber| {
+            new_cuts.contains(&(a, b)) || state.cuts.contains_key(&(node_ip(a.0), node_ip(b.0)))
+        };
+        quorum_remains(&voters, works, is_cut)
+    }
+}
