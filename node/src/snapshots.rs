@@ -5,6 +5,7 @@
 //!             TERM-INDEX.snap       says who voted as of the index; counts if the log has a mark of the same
 //!             INDEX.snap.db         a state that came from a leader, until the log's mark is durable
 //!             INDEX.db.xxh3         what `db` comes to while it is as we wrote it: its pages carry no checksum
+//!             INDEX.received.db.xxh3  the same of one that came from a leader, before it is `db` and after
 //!             tmp-*                 what is being written or received; nothing, after a crash
 //! ```
 //!
@@ -196,19 +197,30 @@ impl Snapshots {
         let has_checksum = names.iter().any(|name| name.ends_with(CHECKSUM_SUFFIX));
         let loaded = load::load(&*self.disk, &path, has_checksum).await?;
         let machine = loaded.machine;
-        let checksum = checksum_name(machine.applied());
         // A file that etcd has written to since is checked by its structure alone.
-        if let Some(found) = loaded.checksum.filter(|_| names.contains(&checksum) && loaded.is_ours) {
+        if let Some(found) = loaded.checksum.filter(|_| loaded.is_ours) {
             let found = image::hex(&found.bytes());
-            let path = self.dir.join(&checksum);
-            let file = self.disk.open(&path, Open::Read).await.map_err(|error| failed("open", &path, error))?;
-            let expected = read_whole(&*file).await.map_err(|error| failed("read", &path, error))?;
-            if expected != found.as_bytes() {
-                let reason = format!("its checksum is {found}, {checksum} says otherwise");
-                return Err(Failure::DamagedState { path: self.dir.join(name), offset: 0, reason });
-            }
+            let sidecars = checksum_names(machine.applied()).into_iter().filter(|sidecar| names.contains(sidecar));
+            self.check_sum(name, &found, sidecars.collect()).await?;
         }
         Ok(machine)
+    }
+
+    /// A state of one index may have been written and have come from a leader: either file may be the one in force.
+    async fn check_sum(&self, name: &str, found: &str, sidecars: Vec<String>) -> Result<(), Failure> {
+        for sidecar in &sidecars {
+            let path = self.dir.join(sidecar);
+            let file = self.disk.open(&path, Open::Read).await.map_err(|error| failed("open", &path, error))?;
+            let expected = read_whole(&*file).await.map_err(|error| failed("read", &path, error))?;
+            if expected == found.as_bytes() {
+                return Ok(());
+            }
+        }
+        if sidecars.is_empty() {
+            return Ok(());
+        }
+        let reason = format!("its checksum is {found}, {} says otherwise", sidecars.join(" and "));
+        Err(Failure::DamagedState { path: self.dir.join(name), offset: 0, reason })
     }
 
     fn check_reaches(&self, name: &str, index: Index, start: Index) -> Result<(), Failure> {
@@ -230,7 +242,8 @@ impl Snapshots {
 
     /// A received state is not needed. (Its `.snap` without a mark means nothing.)
     pub async fn drop_received(&self, index: Index) -> io::Result<()> {
-        let result = self.remove(&snap::db_name(index)).await;
+        let [_, checksum] = checksum_names(index);
+        let result = self.remove(&snap::db_name(index)).await.and(self.remove(&checksum).await);
         self.shared.received.lock().remove(&index);
         result
     }
@@ -284,11 +297,16 @@ impl Snapshots {
             }
         }
         file.sync().await?;
-        self.write_small(checksum, image::hex(&sum.bytes()).into_bytes()).await?;
-        let name = checksum_name(mark.index);
-        self.disk.rename(&self.dir.join(checksum), &self.dir.join(name)).await?;
+        let [name, _] = checksum_names(mark.index);
+        self.write_sum(&sum, checksum, &name).await?;
         self.write_small(snap, snap_bytes).await?;
         Ok(Written { mark, db: self.dir.join(db), snap: self.dir.join(snap) })
+    }
+
+    /// The sidecar of a state, whole or not at all.
+    async fn write_sum(&self, sum: &Checksum, temporary: &str, name: &str) -> io::Result<()> {
+        self.write_small(temporary, image::hex(&sum.bytes()).into_bytes()).await?;
+        self.disk.rename(&self.dir.join(temporary), &self.dir.join(name)).await
     }
 
     async fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
@@ -322,8 +340,9 @@ impl Snapshots {
     /// of states that are gone.
     pub async fn purge(&self) -> io::Result<()> {
         let names = self.names().await?;
-        let checksum = checksum_name(self.state);
-        for name in names.iter().filter(|name| name.ends_with(CHECKSUM_SUFFIX) && **name != checksum) {
+        let received = self.shared.received.lock().clone();
+        let needed: Vec<_> = received.into_iter().chain([self.state]).flat_map(checksum_names).collect();
+        for name in names.iter().filter(|name| name.ends_with(CHECKSUM_SUFFIX) && !needed.contains(name)) {
             self.remove(name).await?;
         }
         let mut snaps: Vec<_> = names.iter().filter_map(|name| snap::parse_name(name)).collect();
@@ -342,8 +361,9 @@ const REST_MAX: Duration = Duration::from_millis(100);
 
 const CHECKSUM_SUFFIX: &str = ".db.xxh3";
 
-fn checksum_name(index: Index) -> String {
-    format!("{:016x}{CHECKSUM_SUFFIX}", index.0)
+/// The sidecar of a checkpoint, and that of a state that came from a leader.
+fn checksum_names(index: Index) -> [String; 2] {
+    ["", ".received"].map(|kind| format!("{:016x}{kind}{CHECKSUM_SUFFIX}", index.0))
 }
 
 fn mark_of(machine: &Machine) -> SnapshotMark {

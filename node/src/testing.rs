@@ -196,7 +196,15 @@ impl Probe for Notes {
 /// To a driver that there is not.
 pub fn handle() -> Handle {
     let (term, none) = (Term(1), Index(0));
-    let status = Status { term, leader: MemberId(0), committed: none, applied: none, watches: 0, is_learner: false };
+    let status = Status {
+        term,
+        leader: MemberId(0),
+        committed: none,
+        applied: none,
+        watches: 0,
+        is_learner: false,
+        changes_are_durable: true,
+    };
     Handle::new(MemberId(1), ClusterId(1), status)
 }
 

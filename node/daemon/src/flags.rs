@@ -134,9 +134,12 @@ fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
 }
 
-/// As etcd does, what was an experiment once may still be called so.
+/// Flags that were experiments once: as in etcd, they may still be called so.
+const ONCE_EXPERIMENTAL: [&str; 2] = ["watch-progress-notify-interval", "peer-skip-client-san-verification"];
+
 fn find_or_former(name: &str) -> Option<&'static Flag> {
-    find(name).or_else(|| find(name.strip_prefix("experimental-")?))
+    let former = || name.strip_prefix("experimental-").filter(|name| ONCE_EXPERIMENTAL.contains(name));
+    find(name).or_else(|| find(former()?))
 }
 
 /// A flag that is etcd's only, or nobody's.
@@ -147,7 +150,7 @@ fn foreign_flag(name: &str, inline: Option<String>, rest: &mut dyn Iterator<Item
     let value = match inline {
         Some(value) => value,
         None if ["true", "false"].contains(&default) => "true".into(),
-        None => rest.next().unwrap_or_else(|| Ok(String::new()))?,
+        None => rest.next().ok_or_else(|| format!("--{name} needs a value"))??,
     };
     foreign::refuse(&format!("--{name}"), default, &value).map_or(Ok(()), Err)
 }
@@ -183,6 +186,7 @@ impl Values {
             Some(_) => Ok(()),
             None => {
                 let warning = match foreign::default_of(&name) {
+                    Some(_) if value.is_empty() => None,
                     Some(default) => foreign::refuse(key, default, &value).map(|what| format!("ignored: {what}")),
                     None => Some(format!("unrecognized environment variable {key}={value}")),
                 };

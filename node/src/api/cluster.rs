@@ -21,6 +21,8 @@ use crate::{
     },
 };
 
+/// Between two looks whether changes of the membership are there to stay.
+const SETTLING: Duration = Duration::from_millis(10);
 /// Between two attempts to find a leader.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -30,6 +32,10 @@ impl Cluster for Api {
         let linearizable = request.into_inner().linearizable;
         let view = if linearizable { self.handle.read().await } else { self.handle.view().await };
         let view = view.map_err(status)?;
+        // As for whoever asked for the change: what may yet be taken back is not told.
+        while !self.handle.status().changes_are_durable {
+            self.host.clock.sleep(SETTLING).await;
+        }
         Ok(Response::new(MemberListResponse { header: self.plain_header(), members: members(&view.membership) }))
     }
 

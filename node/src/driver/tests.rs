@@ -34,7 +34,15 @@ impl Step for Busy {
 
     fn status(&self) -> Status {
         let (term, leader, applied) = (Term(1), MemberId(1), self.machine.applied());
-        Status { term, leader, committed: self.committed, applied, watches: 0, is_learner: false }
+        Status {
+            term,
+            leader,
+            committed: self.committed,
+            applied,
+            watches: 0,
+            is_learner: false,
+            changes_are_durable: true,
+        }
     }
 
     fn has_work(&self) -> bool {

@@ -93,7 +93,6 @@ pub async fn receive(context: &Context, peer: &Peer, attempt: usize) -> Result<(
     *peer.incoming.since.lock() = Some(context.host.clock.now());
     note(context, NodeEvent::PeerConnected { peer: peer.id });
     let result = read(context, peer, &mut body, &mut connection).await;
-    *peer.incoming.run.lock() = None;
     *peer.incoming.since.lock() = None;
     note(context, NodeEvent::PeerLost { peer: peer.id });
     result

@@ -102,7 +102,7 @@ struct Incoming {
     /// The stream is to be closed and dialled anew.
     cut: AtomicBool,
     waker: AtomicWaker,
-    /// The peer's run that the stream is from; none while there is no stream, or the peer does not tell.
+    /// The peer's run that the stream is from, or the last one was; none if the peer does not tell: only ours do.
     run: Mutex<Option<Arc<str>>>,
     /// Since when the stream has been up, by the node's clock.
     since: Mutex<Option<Duration>>,

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 use detcd_core::{consensus::Message, format::snap, replica::State, types::Index};
 
-use super::{Checksum, Snapshots, load, mark_of, snap_file};
+use super::{Checksum, Snapshots, checksum_names, load, mark_of, snap_file};
 use crate::{error::Failure, host::File};
 
 /// Bytes that are gathered before they are written.
@@ -52,16 +52,17 @@ pub async fn receive(
     let name = format!("tmp-received-{:016x}.db", index.0);
     let result = take_in(snapshots, &name, pieces, checksum).await;
     let result = match result {
-        Ok(state) if (state.0.applied(), state.0.applied_term()) != (index, term) => {
+        Ok((state, _)) if (state.0.applied(), state.0.applied_term()) != (index, term) => {
             let of = |index, term| format!("index {index}, term {term}");
             let state = of(state.0.applied(), state.0.applied_term());
             Err(ReceiveError::Mismatch { state, message: of(index, term) })
         }
-        Ok(state) => keep(snapshots, &name, &state).await.map(|()| state).map_err(ReceiveError::from),
+        Ok((state, sum)) => keep(snapshots, &name, &state, &sum).await.map(|()| state).map_err(ReceiveError::from),
         Err(error) => Err(error),
     };
     if result.is_err() {
-        for name in [name, snap::db_name(index)] {
+        let [_, checksum] = checksum_names(index);
+        for name in [name, snap::db_name(index), checksum] {
             let _ = snapshots.remove(&name).await; // the error before is the one to tell
         }
         snapshots.shared.received.lock().remove(&index);
@@ -74,7 +75,7 @@ async fn take_in(
     name: &str,
     pieces: &mut impl Pieces,
     checksum: bool,
-) -> Result<State, ReceiveError> {
+) -> Result<(State, Checksum), ReceiveError> {
     let file = snapshots.create(name).await?;
     let mut sink = Sink { file, offset: 0, checksum: Checksum::default(), held: Vec::new() };
     let tail = if checksum { Checksum::BYTES } else { 0 };
@@ -91,12 +92,14 @@ async fn take_in(
     }
     drop(sink.file);
     let loaded = load::load(&*snapshots.disk, &snapshots.dir.join(name), false).await?;
-    Ok(State(Box::new(loaded.machine)))
+    Ok((State(Box::new(loaded.machine)), sink.checksum))
 }
 
 /// Gives the files the names under which the log's mark will find them.
-async fn keep(snapshots: &Snapshots, name: &str, state: &State) -> io::Result<()> {
+async fn keep(snapshots: &Snapshots, name: &str, state: &State, sum: &Checksum) -> io::Result<()> {
     let mark = mark_of(&state.0);
+    let [_, checksum] = checksum_names(mark.index);
+    snapshots.write_sum(sum, &format!("tmp-received-{:016x}.xxh3", mark.index.0), &checksum).await?;
     let snap = format!("tmp-received-{:016x}.snap", mark.index.0);
     snapshots.write_small(&snap, snap_file(&state.0, &mark)).await?;
     let (dir, disk) = (&snapshots.dir, &snapshots.disk);

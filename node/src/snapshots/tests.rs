@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::{Image, Pieces, REST_MAX, ReceiveError, Snapshots, receive};
 use crate::{
+    error::Failure,
     host::{Clock, Sleep},
     testing::{Memory, Nowhere, snapshot_message as message, state},
 };
@@ -84,6 +85,37 @@ async fn a_state_that_does_not_arrive_leaves_nothing() {
     assert!(receive(&snapshots, &message(6), &mut Stream::whole(5).await, false).await.is_err());
     let left: Vec<_> = disk.files.lock().keys().cloned().collect();
     assert_eq!(left, [] as [PathBuf; 0]);
+}
+
+/// Until the member's own next checkpoint nothing else would tell.
+#[tokio::test]
+async fn rot_in_a_state_that_came_from_a_leader_is_noticed() {
+    let (disk, mut snapshots) = open().await;
+    receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
+    snapshots.place_received(Index(5)).await.unwrap();
+    snapshots.purge().await.unwrap();
+    assert_eq!(snapshots.read(Index(5), None).await.unwrap().applied(), Index(5));
+    let db = disk.files.lock()[Path::new("/snap/db")].clone();
+    let place = db.lock().windows(5).position(|bytes| bytes == b"value").expect("its puts are in it");
+    db.lock()[place] ^= 1;
+    let damaged = snapshots.read(Index(5), None).await.map(|machine| machine.applied());
+    assert!(matches!(damaged, Err(Failure::DamagedState { .. })), "{damaged:?}");
+}
+
+/// One was written here when another one came: their bytes may differ.
+#[tokio::test]
+async fn either_file_of_one_index_may_be_the_one_in_force() {
+    let (disk, snapshots) = open().await;
+    receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
+    snapshots.write_checkpoint(state(5), &Nowhere).await.unwrap();
+    for (other, is_fine) in [("0000000000000005.db.xxh3", true), ("0000000000000005.received.db.xxh3", false)] {
+        let sidecar = disk.files.lock()[&Path::new("/snap").join(other)].clone();
+        *sidecar.lock() = b"of other bytes".to_vec();
+        let found = snapshots.read(Index(5), None).await.map(|machine| machine.applied());
+        assert_eq!(found.is_ok(), is_fine, "{found:?}");
+    }
+    snapshots.drop_received(Index(5)).await.unwrap();
+    assert!(!disk.files.lock().keys().any(|path| path.display().to_string().contains("received")));
 }
 
 /// Each look at it takes a minute or a millisecond. Nobody waits for it.

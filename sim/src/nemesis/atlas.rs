@@ -15,12 +15,15 @@ use crate::{
 };
 
 impl Inner {
-    /// The machines of the voters; until anybody told, of the founders.
+    /// The machines of the voters; until anybody told, of the founders. A voter that was added and has no machine yet
+    /// counts as one that is down.
     fn voters(&self) -> Vec<NodeNumber> {
         let ids = self.recorder.members().voters;
-        let voters: Vec<_> =
-            self.cluster.numbers().filter(|number| ids.contains(&self.cluster.member(*number))).collect();
-        if voters.is_empty() { numbers(self.founders) } else { voters }
+        if ids.is_empty() {
+            return numbers(self.founders);
+        }
+        let machine = |id: &u64| self.cluster.numbers().find(|number| self.cluster.member(*number) == *id);
+        ids.iter().map(|id| machine(id).unwrap_or(NodeNumber(0))).collect()
     }
 
     pub(super) fn works(&self, number: NodeNumber) -> bool {
@@ -36,7 +39,7 @@ impl Inner {
         let new_cuts = planned.cuts(victims, self.cluster.nodes.len());
         let works = |number: NodeNumber| {
             let struck = planned.fault.disables() && victims.contains(&number);
-            !struck && !state.disabled.contains_key(&number) && self.works(number)
+            number.0 > 0 && !struck && !state.disabled.contains_key(&number) && self.works(number)
         };
         let is_cut = |a: NodeNumber, b: NodeNumber| {
             new_cuts.contains(&(a, b)) || state.cuts.contains_key(&(node_ip(a.0), node_ip(b.0)))

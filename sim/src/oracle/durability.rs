@@ -6,7 +6,8 @@
 //! - What a member reports durable its disk cannot lose.
 //! - A member that starts again finds what it had reported durable, or more of what was on its way: never less, and
 //!   nothing else.
-//! - Whoever becomes leader has every acknowledged entry.
+//! - Whoever becomes leader has every acknowledged entry that was committed in an earlier term. (Votes that are long under
+//!   way may make a leader of a term that is over; it gets nothing done.)
 use detcd_core::{
     event::{NodeEvent, Role},
     types::MemberId,
@@ -25,9 +26,17 @@ pub struct Durability {
     case: Case,
     members: Vec<Member>,
     /// By index, from 1 at place 0: what leaders committed. Not told of what a cluster begins with.
-    committed: Vec<Option<Stamp>>,
+    committed: Vec<Option<Decided>>,
     /// As far as it was acknowledged.
-    acknowledged: Vec<Option<Stamp>>,
+    acknowledged: Vec<Option<Decided>>,
+}
+
+/// An entry that was committed.
+#[derive(Clone, Copy)]
+struct Decided {
+    entry: Stamp,
+    /// The term of the leader that committed it.
+    term: u64,
 }
 
 #[derive(Default)]
@@ -188,8 +197,9 @@ impl Durability {
         if self.committed.len() <= at {
             self.committed.resize(at + 1, None);
         }
-        for (place, stamp) in (before as usize..).zip(fresh.into_iter().flatten()) {
-            self.committed[place].get_or_insert(stamp);
+        // A leader commits by an entry of its own term.
+        for (place, entry) in (before as usize..).zip(fresh.into_iter().flatten()) {
+            self.committed[place].get_or_insert(Decided { entry, term: stamp.term });
         }
         self.case.right();
         Ok(())
@@ -205,28 +215,33 @@ impl Durability {
             let got = format!("its log ends at {}", self.members[node.0].log.memory.len());
             return violation(format!("entry {index} in its log"), got);
         };
-        match self.committed.get(at).copied().flatten() {
-            Some(committed) if committed.agrees(stamp) => {}
+        let committed = match self.committed.get(at).copied().flatten() {
+            Some(committed) if committed.entry.agrees(stamp) => committed,
             committed => {
                 let got = committed.map_or("no leader committed any there".into(), |committed| {
-                    format!("one of term {} is committed there", committed.term)
+                    format!("one of term {} is committed there", committed.entry.term)
                 });
                 return violation(format!("entry {index} of term {} to be committed", stamp.term), got);
             }
-        }
+        };
         self.members.iter_mut().for_each(|member| member.checked = member.checked.min(at));
         if self.acknowledged.len() <= at {
             self.acknowledged.resize(at + 1, None);
         }
-        self.acknowledged[at] = Some(stamp);
+        self.acknowledged[at] = Some(committed);
         self.case.right();
         Ok(())
     }
 
     fn leads(&mut self, sequence: u64, node: NodeNumber, term: u64) -> Finding {
         let member = &mut self.members[node.0];
+        let mut checked = self.acknowledged.len();
         for (at, acknowledged) in self.acknowledged.iter().enumerate().skip(member.checked) {
-            let Some(stamp) = acknowledged else { continue };
+            let Some(Decided { entry: stamp, term: decided }) = acknowledged else { continue };
+            if *decided >= term {
+                checked = checked.min(at);
+                continue;
+            }
             let held = member.log.memory.get(at);
             if held.is_none_or(|held| !held.agrees(*stamp)) {
                 let index = at as u64 + 1;
@@ -236,7 +251,7 @@ impl Durability {
                 return Err(Violation::new(sequence, subject, expected, got).at_index(index));
             }
         }
-        member.checked = self.acknowledged.len();
+        member.checked = checked;
         self.case.right();
         Ok(())
     }

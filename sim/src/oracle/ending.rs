@@ -5,6 +5,8 @@
 //! refuse, at the end. A run in which it did not come to that shows nothing.
 use std::collections::BTreeSet;
 
+use detcd_core::event::NodeEvent;
+
 use super::{
     Law, Verdict, Violation,
     case::{Case, Finding},
@@ -95,6 +97,10 @@ impl Law for Ended {
             }
             Event::Ended { node, kind } => {
                 *of_node(&mut self.ended, *node) = Some(*kind);
+                self.count();
+                Ok(())
+            }
+            Event::Node { event: NodeEvent::ConfigurationApplied { .. }, .. } => {
                 self.count();
                 Ok(())
             }

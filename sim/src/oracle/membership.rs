@@ -26,6 +26,8 @@ pub struct Membership {
     case: Case,
     /// By the index of the change; those that were not valid change nothing, and are not here.
     configurations: BTreeMap<u64, Configuration>,
+    /// The indexes of changes that were not valid.
+    invalid: BTreeSet<u64>,
     /// Who was removed, and by which index.
     removed: BTreeMap<u64, u64>,
     members: Vec<Member>,
@@ -220,7 +222,11 @@ impl Membership {
             let first = first.show();
             return self.right_if(right, || violation(format!("as on the first member: {first}"), now.show()));
         }
+        if valid && self.invalid.contains(&index) {
+            return Err(violation("not valid, as on the first member".into(), now.show()));
+        }
         if !valid {
+            self.invalid.insert(index);
             let expected = format!("nothing changed: {}", before.show());
             return self.right_if(before == now, || violation(expected, now.show()));
         }

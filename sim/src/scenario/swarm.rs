@@ -127,6 +127,8 @@ fn faults(draw: &mut Draw, nodes: u64, spares: u64) -> Vec<String> {
     if nodes >= 3 && draw.chance(25) {
         let (fault, on, most) =
             (draw.one_of(&RUINOUS), draw.one_of(&["any", "follower"]), draw.between(12_000, 16_000));
+        // A leader's disk is never one that the others can do without.
+        let on = if fault.contains("'stale_disk'") { "follower" } else { on };
         faults.push(timed(draw, fault, on, most));
     } else {
         for _ in 0..draw.between(1, 3) {
@@ -189,6 +191,12 @@ mod tests {
             let mut faults = text.lines().filter(|line| line.contains("name = 'f"));
             assert!(!faults.all(|line| needs_others(&line)), "{text}");
         }
+    }
+
+    #[test]
+    fn old_disks_are_given_to_followers() {
+        let all: String = (0..500).map(draw).collect();
+        assert!(all.lines().filter(|line| line.contains("'stale_disk'")).all(|line| line.contains("on = 'follower'")));
     }
 
     #[test]

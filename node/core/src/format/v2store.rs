@@ -57,17 +57,22 @@ struct Node {
     created_index: u64,
     #[serde(default)]
     modified_index: u64,
-    #[serde(default = "never")]
+    /// There is one for each member that was ever removed, so what goes without saying is left out.
+    #[serde(default = "never", skip_serializing_if = "is_never")]
     expire_time: String,
     #[serde(default)]
     value: String,
     /// A file has none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     children: Option<BTreeMap<String, Node>>,
 }
 
 fn never() -> String {
     NEVER.to_owned()
+}
+
+fn is_never(time: &str) -> bool {
+    time == NEVER
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -233,6 +238,17 @@ mod tests {
         assert_eq!((read, version.as_deref()), (membership(), Some("3.6.0")));
         let (read, version) = super::read(&write(&Membership::default(), None)).unwrap();
         assert_eq!((read, version), (Membership::default(), None));
+    }
+
+    /// They are remembered for ever, in each snapshot.
+    #[test]
+    fn a_removed_member_takes_little_room() {
+        let bytes = |removed: u64| {
+            let removed = (0..removed).map(|number| MemberId(u64::MAX - number)).collect();
+            write(&Membership::restore(Vec::new(), removed).unwrap(), None).len()
+        };
+        let each = (bytes(2_000) - bytes(1_000)) / 1_000;
+        assert!(each <= 130, "{each} bytes");
     }
 
     #[test]

@@ -193,6 +193,9 @@ pub struct Status {
     pub watches: usize,
     /// Whether this member is one, as far as it knows.
     pub is_learner: bool,
+    /// Whether it is durable that every change of the membership is committed that this member has applied. Before, nobody
+    /// may be told of one: whoever was removed may then throw away what could be needed again.
+    pub changes_are_durable: bool,
 }
 
 /// A context for a round of reads; unique over members and restarts.

@@ -203,6 +203,7 @@ impl Replica {
             applied: self.machine.applied(),
             watches: self.hub.watches(),
             is_learner: self.machine.membership.get(self.config.id).is_some_and(|own| own.is_learner),
+            changes_are_durable: self.consensus.changes_are_durable(),
         }
     }
 

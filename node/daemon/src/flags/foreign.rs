@@ -7,7 +7,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("auth-token-ttl", "300"),
     ("auto-compaction-mode", "periodic"),
     ("auto-compaction-retention", "0"),
-    ("backend-batch-interval", ""),
+    ("backend-batch-interval", "0s"),
     ("backend-batch-limit", "0"),
     ("backend-bbolt-freelist-type", "map"),
     ("bcrypt-cost", "10"),

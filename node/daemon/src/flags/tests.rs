@@ -48,6 +48,7 @@ fn flags_that_only_etcd_has_are_called_so() {
     assert!(warning.contains("ETCD_AUTO_COMPACTION_RETENTION=\"1h\"") && warning.contains("ignored"), "{warning}");
     let former = parse(&["--experimental-watch-progress-notify-interval=5s"], &[]).unwrap();
     assert_eq!(former.config.watch_progress_ms, 5_000);
+    assert!(parse(&["--experimental-name=a"], &[]).unwrap_err().contains("unknown flag"));
 }
 
 #[test]

@@ -450,3 +450,44 @@ fn what_is_read_back_was_there_before() {
         true
     });
 }
+
+/// One of three leads in a term, writes, commits and acknowledges. Then another one, which knows nothing of it, becomes
+/// leader in `late`.
+fn leads_late(late: u64) -> Verdict {
+    let voters: Vec<_> = (1..=3).map(MemberId).collect();
+    let configured = NodeEvent::ConfigurationApplied { index: Index(0), voters, learners: Vec::new(), valid: true };
+    let leads =
+        |node: u64, term: u64| NodeEvent::RoleChanged { role: Role::Leader, term: Term(term), leader: MemberId(node) };
+    let appended = NodeEvent::Appended { index: Index(1), term: Term(5), hash: 7 };
+    let persist = PersistId(1);
+    let started = |term: u64| NodeEvent::PersistStarted {
+        persist,
+        term: Term(term),
+        vote: MemberId(1),
+        last: Some((Index(1), Term(term))),
+        snapshot: None,
+    };
+    let mut events: Vec<_> =
+        (1..=3).map(|node| Event::Started { node: NodeNumber(node), member: node as u64 }).collect();
+    let mut note = |node: usize, event: NodeEvent| events.push(Event::Node { node: NodeNumber(node), event });
+    (1..=3).for_each(|node| note(node, configured.clone()));
+    note(1, leads(1, 5));
+    for node in [1, 2] {
+        [appended.clone(), started(5), NodeEvent::Persisted { persist }]
+            .into_iter()
+            .for_each(|event| note(node, event));
+    }
+    note(1, NodeEvent::Committed { index: Index(1) });
+    note(1, NodeEvent::Acknowledged { request: RequestId(1), index: Index(1) });
+    note(3, leads(3, late));
+    let stamped = (0..).zip(events).map(|(sequence, event)| Stamped { at: Nanos(sequence), sequence, event });
+    let mut verdicts = judge(&CONFIG, &stamped.collect::<Vec<_>>()).into_iter();
+    verdicts.find(|(law, _)| *law == DURABILITY).expect("it is a law").1
+}
+
+/// Its votes were long under way. What was decided since it need not have.
+#[test]
+fn a_leader_of_a_term_that_is_over_may_lack_what_was_decided_since() {
+    assert!(matches!(leads_late(4), Verdict::Holds { .. }), "{:?}", leads_late(4));
+    assert!(matches!(leads_late(6), Verdict::Violated(_)), "{:?}", leads_late(6));
+}
