@@ -19,7 +19,6 @@ use tonic::Status;
 
 use crate::{
     Failure,
-    cli::LoadOptions,
     client::{Connection, Endpoint},
     process::{CpuTime, Memory},
     stats::Latencies,
@@ -99,9 +98,9 @@ pub struct ServerFigures {
 }
 
 /// The subcommand `load`.
-pub async fn command(options: &LoadOptions) -> Result<(), Failure> {
-    let figures = run(&options.plan).await?;
-    if options.json {
+pub async fn command(plan: &Plan, json: bool) -> Result<(), Failure> {
+    let figures = run(plan).await?;
+    if json {
         println!("{}", serde_json::to_string(&figures).expect("figures are plain numbers"));
     } else {
         print!("{}", render(&figures));

@@ -93,7 +93,7 @@ fn run(command: Command) -> Result<(), Failure> {
 async fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Help(_) => unreachable!("answered by main"),
-        Command::Load(options) => load::command(&options).await,
+        Command::Load(options) => load::command(&options.plan, options.json).await,
         Command::Compare(options) => compare::command(&options).await,
         Command::Large(options) => large::command(&options).await,
         Command::Sim(options) => simulation::command(&options),

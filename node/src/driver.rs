@@ -23,13 +23,13 @@ use detcd_core::{
 use tokio::sync::oneshot;
 
 use crate::{
-    api::NoticeQueue,
     background,
     checkpoint::Checkpoints,
     error::{ExitReason, Failure},
     host::{BoxFuture, Host},
     inbox::{Handle, Item, View},
     metrics::Metrics,
+    notices::NoticeQueue,
     peers::Peers,
     storage::{Storage, Wrote},
 };

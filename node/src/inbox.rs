@@ -21,7 +21,7 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::{api::NoticeQueue, snapshots::Written};
+use crate::{notices::NoticeQueue, snapshots::Written};
 
 /// A machine as it was at some moment. Reading it keeps nobody waiting.
 pub type View = Arc<Machine>;

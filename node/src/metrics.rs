@@ -1,4 +1,6 @@
 //! What the node counts about itself, and how that reads to Prometheus, under etcd's names.
+mod calls;
+
 use std::{
     fmt::Write,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,7 +14,8 @@ use detcd_core::{
     types::MemberId,
 };
 
-use crate::{api::Calls, config::ETCD_VERSION, host::Vitals};
+pub use self::calls::{Call, Calls, Method};
+use crate::{config::ETCD_VERSION, host::Vitals};
 
 /// Upper bounds in seconds of etcd's histogram of log fsyncs: 1 ms doubling to 8.192 s.
 const FSYNC_BUCKETS: usize = 14;

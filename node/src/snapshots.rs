@@ -47,9 +47,9 @@ pub use self::{
 };
 use crate::{
     background,
+    disk::{create_dir, failed, open_failed, read_whole},
     error::Failure,
     host::{Clock, Disk, File, Lock, Open},
-    wal::{create_dir, failed, open_failed, read_whole},
 };
 
 /// The directory of states.

@@ -17,11 +17,7 @@ use crate::{
     schedule::{Schedule, Start},
     seed::Seed,
     workload::{Channel, Operator},
-    world::{
-        clock::SimTime,
-        cluster::{Cluster, client_ip},
-        recorder::Recorder,
-    },
+    world::{addresses::client_ip, clock::SimTime, cluster::Cluster, recorder::Recorder},
 };
 
 const DAY: Duration = Duration::from_secs(86_400);

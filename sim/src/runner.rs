@@ -26,8 +26,9 @@ use crate::{
     witness,
     workload::{Client, End, Operator, Seen, Watcher},
     world::{
+        addresses::client_ip,
         clock::{Delay, SimTime},
-        cluster::{Cluster, ClusterOptions, client_ip},
+        cluster::{Cluster, ClusterOptions},
         disk::DiskTiming,
         net::{LinkParams, NetParams},
         recorder::{Recorder, SIMULATED},

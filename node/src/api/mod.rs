@@ -1,5 +1,4 @@
 //! etcd's gRPC API: requests in, core types out. One file a service.
-mod calls;
 mod check;
 mod cluster;
 mod convert;
@@ -7,7 +6,6 @@ mod health;
 mod kv;
 mod long_reads;
 mod maintenance;
-mod notices;
 mod serve;
 mod status;
 mod watch;
@@ -20,7 +18,7 @@ use detcd_core::{
 };
 use tonic::{Status, metadata::MetadataMap};
 
-pub use self::{calls::Calls, long_reads::LongReads, notices::NoticeQueue, serve::serve};
+pub use self::{long_reads::LongReads, serve::serve};
 use crate::{host::Host, inbox::Handle, metrics::Metrics, proto::etcdserverpb::ResponseHeader};
 
 /// The metadata key under which a caller may mark its request, to find it again in what the node notes.

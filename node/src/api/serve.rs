@@ -20,15 +20,12 @@ use hyper_util::{rt::TokioIo, server::conn::auto};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use super::{
-    Api,
-    calls::{Call, Method},
-    status::status,
-};
+use super::{Api, status::status};
 use crate::{
     config::KeepAlive,
     host::Listener,
     http as plain,
+    metrics::{Call, Method},
     proto::{
         etcdserverpb::{
             cluster_server::ClusterServer, kv_server::KvServer, maintenance_server::MaintenanceServer,

@@ -14,9 +14,10 @@ use detcd_core::{
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, NoticeQueue, convert::key_value};
+use super::{Api, convert::key_value};
 use crate::{
     inbox::Item,
+    notices::NoticeQueue,
     proto::{
         etcdserverpb::{
             WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,

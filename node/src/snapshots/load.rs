@@ -14,9 +14,9 @@ use futures::future::try_join;
 use super::Checksum;
 use crate::{
     background,
+    disk::failed,
     error::Failure,
     host::{Disk, File, Open},
-    wal::failed,
 };
 
 /// Bytes read at once.

@@ -7,8 +7,8 @@ use std::{
 
 use detcd_core::{format::wal as format, types::Index};
 
-use super::failed;
 use crate::{
+    disk::failed,
     error::Failure,
     host::{Disk, File, Open},
 };

@@ -11,7 +11,7 @@ use crate::{
     history::NodeNumber,
     scenario::fault::{numbers, quorum_remains},
     schedule::Planned,
-    world::cluster::node_ip,
+    world::addresses::node_ip,
 };
 
 impl Inner {

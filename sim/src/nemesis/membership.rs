@@ -9,7 +9,7 @@ use crate::{
     history::{Change, ExitKind, NodeNumber, Peer, Text},
     scenario::fault::Arrival,
     schedule::Planned,
-    world::cluster::peer_url,
+    world::addresses::peer_url,
 };
 
 /// Between two attempts.

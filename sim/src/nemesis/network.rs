@@ -6,7 +6,7 @@ use crate::{
     history::NodeNumber,
     scenario::fault::{Links, Shape},
     schedule::Planned,
-    world::{cluster::node_ip, net::LinkStats},
+    world::{addresses::node_ip, net::LinkStats},
 };
 
 type Way = (IpAddr, IpAddr);

@@ -13,7 +13,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use tonic::body::Body;
 
-use crate::{history::NodeNumber, world::cluster::client_url};
+use crate::{history::NodeNumber, world::addresses::client_url};
 
 pub type ChannelError = Box<dyn Error + Send + Sync>;
 

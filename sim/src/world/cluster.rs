@@ -1,11 +1,7 @@
 //! The cluster's machines and the processes on them: start, kill, power loss, pause.
 //!
 //! A process that ends by itself is as dead as one that was killed: nothing that it had under way gets out any more.
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use detcd_core::{machine::membership::Member, replica::Replica};
 use detcd_node::{
@@ -17,6 +13,7 @@ use madsim::runtime::{Handle, NodeHandle};
 use parking_lot::Mutex;
 
 use super::{
+    addresses::{client_url, node_ip, peer_url},
     clock::{SimClock, SimTime},
     disk::{DiskTiming, SimDisk},
     host::Machine,
@@ -24,7 +21,7 @@ use super::{
     recorder::Recorder,
 };
 use crate::{
-    history::{self, Event, ExitKind, NodeNumber, Peer},
+    history::{Event, ExitKind, NodeNumber, Peer},
     seed::{Rng, Seed},
 };
 
@@ -110,27 +107,6 @@ fn exit_kind(failure: &Failure) -> ExitKind {
         | Failure::NotInCluster { .. }
         | Failure::Unsupported { .. } => ExitKind::Other,
     }
-}
-
-pub fn node_ip(number: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(10, 0, 0, number as u8))
-}
-
-pub fn client_ip(client: u64) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(10, 0, 1, client as u8))
-}
-
-/// Whose address this is.
-pub fn host_of(ip: IpAddr) -> history::Host {
-    let IpAddr::V4(ip) = ip else { unreachable!("all addresses are of version 4") };
-    match ip.octets() {
-        [.., 0, node] => history::Host::Node(NodeNumber(node.into())),
-        [.., client] => history::Host::Client(client.into()),
-    }
-}
-
-pub fn client_url(number: NodeNumber) -> String {
-    format!("http://{}:2379", node_ip(number.0))
 }
 
 impl Cluster {
@@ -340,10 +316,6 @@ impl Cluster {
         }
         true
     }
-}
-
-pub fn peer_url(number: NodeNumber) -> String {
-    format!("http://{}:2380", node_ip(number.0))
 }
 
 fn founder(number: NodeNumber) -> Founder {

@@ -1,4 +1,5 @@
 //! A cluster on the simulated machine: disks, network, clocks, processes.
+pub mod addresses;
 pub mod clock;
 pub mod cluster;
 pub mod disk;

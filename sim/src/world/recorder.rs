@@ -20,8 +20,8 @@ use futures::channel::oneshot;
 use parking_lot::Mutex;
 
 use super::{
+    addresses::host_of,
     clock::SimTime,
-    cluster::host_of,
     disk::{DiskObserver, DiskOp},
     net::{NetObserver, NetOp},
     standing::{Members, Standing},

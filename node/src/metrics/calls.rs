@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use tonic::{Code, Status, body::Body};
 
-use crate::metrics::Metrics;
+use super::Metrics;
 
 /// gRPC's codes, 0 to 16, as metrics spell them.
 const CODES: [&str; 17] = [
