@@ -26,8 +26,6 @@ pub struct Checkpoints {
     /// The index of the state in force.
     done: Index,
     stage: Stage,
-    /// How much log there was when the last one was begun, in bytes.
-    covered: u64,
     /// Not before this time.
     retry_at: Millis,
 }
@@ -48,7 +46,6 @@ impl Checkpoints {
             entries: config.checkpoint_entries,
             done,
             stage: Stage::Idle,
-            covered: 0,
             retry_at: Millis(0),
         }
     }
@@ -65,9 +62,9 @@ impl Checkpoints {
         }
     }
 
-    /// Starts writing the machine's state as it is now, with so much log since the last one; returns the index it is of.
-    pub fn begin(&mut self, machine: &Machine, log_bytes: u64, handle: &Handle) -> Index {
-        (self.stage, self.covered) = (Stage::Writing, log_bytes);
+    /// Starts writing the machine's state as it is now; returns the index it is of.
+    pub fn begin(&mut self, machine: &Machine, handle: &Handle) -> Index {
+        self.stage = Stage::Writing;
         let (index, state) = (machine.applied(), State(Box::new(machine.clone())));
         let (snapshots, clock, handle) = (self.snapshots.clone(), self.host.clock.clone(), handle.clone());
         tokio::spawn(async move {
@@ -93,11 +90,6 @@ impl Checkpoints {
         }
     }
 
-    /// See [`Storage::adopt`](crate::storage::Storage::adopt).
-    pub fn covered(&self) -> u64 {
-        self.covered
-    }
-
     pub fn has_written(&self) -> bool {
         matches!(self.stage, Stage::Written(_))
     }
@@ -116,7 +108,10 @@ impl Checkpoints {
     pub fn observe(&mut self, event: &NodeEvent) {
         match event {
             NodeEvent::CheckpointDone { index } => (self.done, self.stage) = (*index, Stage::Idle),
-            NodeEvent::CheckpointDropped { .. } => self.stage = Stage::Idle,
+            // A newer state is in force.
+            NodeEvent::CheckpointDropped { index, .. } => {
+                (self.done, self.stage) = (self.done.max(*index), Stage::Idle);
+            }
             _ => {}
         }
     }

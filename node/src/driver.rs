@@ -217,7 +217,7 @@ impl Driver {
         let machine = self.replica.machine();
         let backlog = self.replica.status().committed.0.saturating_sub(machine.applied().0);
         if backlog <= CHECKPOINT_BACKLOG_MAX && self.checkpoints.is_due(self.log_bytes, machine, now) {
-            let index = self.checkpoints.begin(machine, self.log_bytes, &self.handle);
+            let index = self.checkpoints.begin(machine, &self.handle);
             self.note(NodeEvent::CheckpointStarted { index });
         }
     }
@@ -290,7 +290,7 @@ impl Driver {
         self.step(Input::Settle);
         self.view = None;
         let status = self.replica.status();
-        // Who was removed learns of it from whoever it asks.
+        // Whoever was removed learns of it from those that it asks.
         if status.changes_are_durable {
             self.peers.follow(&self.replica.machine().membership);
         }
@@ -321,14 +321,13 @@ impl Driver {
         let batches = std::mem::take(&mut self.unwritten);
         self.writing_until = batches.iter().rev().find(|batch| batch.sync).map(|batch| batch.id);
         let checkpoint = if stopping { None } else { self.checkpoints.take_written() };
-        let covered = self.checkpoints.covered();
         self.writing = Some(Box::pin(async move {
             let mut result = storage.append(&batches).await;
             if last && result.is_ok() {
                 result = storage.flush().await.map(|()| Wrote::default());
             }
             if let (Some(checkpoint), Ok(wrote)) = (checkpoint, &mut result) {
-                match storage.adopt(&checkpoint, covered).await {
+                match storage.adopt(&checkpoint).await {
                     Ok(adopted) => wrote.extend(adopted),
                     Err(error) => result = Err(error),
                 }

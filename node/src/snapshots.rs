@@ -29,7 +29,10 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -59,8 +62,6 @@ pub struct Snapshots {
     dir: PathBuf,
     /// How many `.snap` files to keep; 0 is all.
     kept: usize,
-    /// The index that `db` is of; 0 if there is none.
-    state: Index,
     shared: Arc<Shared>,
 }
 
@@ -69,6 +70,8 @@ struct Shared {
     _dir: Lock,
     /// `None` while there is no state.
     db: Mutex<Option<Lock>>,
+    /// The index that `db` is of; 0 if there is none.
+    state: AtomicU64,
     /// The indexes of states that are being received, or were and are neither in their place nor gone.
     received: Mutex<BTreeSet<Index>>,
 }
@@ -91,8 +94,8 @@ impl Snapshots {
         create_dir(&*disk, dir).await?;
         // Before anything is changed: it may be another process's.
         let lock = disk.lock(dir).await.map_err(|error| open_failed(dir, error))?;
-        let shared = Shared { _dir: lock, db: Mutex::default(), received: Mutex::default() };
-        let snapshots = Snapshots { disk, dir: dir.to_owned(), kept, state: Index(0), shared: Arc::new(shared) };
+        let shared = Shared { _dir: lock, db: Mutex::default(), state: AtomicU64::new(0), received: Mutex::default() };
+        let snapshots = Snapshots { disk, dir: dir.to_owned(), kept, shared: Arc::new(shared) };
         let names = snapshots.names().await.map_err(|error| failed("list", dir, error))?;
         if names.iter().any(|name| name == "db") {
             let path = dir.join("db");
@@ -188,8 +191,13 @@ impl Snapshots {
                 .await
                 .map_err(|error| failed("put into place", &dir.join(&received), error));
         }
-        self.state = applied;
+        self.shared.state.store(applied.0, Relaxed);
         Ok(())
+    }
+
+    /// The index that `db` is of; 0 if there is none.
+    fn state(&self) -> Index {
+        Index(self.shared.state.load(Relaxed))
     }
 
     async fn load(&self, name: &str, names: &[String]) -> Result<Machine, Failure> {
@@ -206,13 +214,14 @@ impl Snapshots {
         Ok(machine)
     }
 
-    /// A state of one index may have been written and have come from a leader: either file may be the one in force.
+    /// A state of one index may have been written and have come from a leader, twice even: any file of these may be the one
+    /// in force, and a sidecar has a line for each.
     async fn check_sum(&self, name: &str, found: &str, sidecars: Vec<String>) -> Result<(), Failure> {
         for sidecar in &sidecars {
             let path = self.dir.join(sidecar);
             let file = self.disk.open(&path, Open::Read).await.map_err(|error| failed("open", &path, error))?;
             let expected = read_whole(&*file).await.map_err(|error| failed("read", &path, error))?;
-            if expected == found.as_bytes() {
+            if expected.split(|byte| *byte == b'\n').any(|line| line == found.as_bytes()) {
                 return Ok(());
             }
         }
@@ -235,17 +244,23 @@ impl Snapshots {
     pub async fn place_received(&mut self, index: Index) -> io::Result<()> {
         self.install(&self.dir.join(snap::db_name(index))).await?;
         self.disk.sync_dir(&self.dir).await?;
-        self.state = index;
+        self.shared.state.store(index.0, Relaxed);
         self.shared.received.lock().remove(&index);
         Ok(())
     }
 
     /// A received state is not needed. (Its `.snap` without a mark means nothing.)
     pub async fn drop_received(&self, index: Index) -> io::Result<()> {
-        let [_, checksum] = checksum_names(index);
-        let result = self.remove(&snap::db_name(index)).await.and(self.remove(&checksum).await);
+        let result = self.remove_received(index).await;
         self.shared.received.lock().remove(&index);
         result
+    }
+
+    /// One may come once more when it has been put into its place: that one's checksum stays.
+    async fn remove_received(&self, index: Index) -> io::Result<()> {
+        self.remove(&snap::db_name(index)).await?;
+        let [_, checksum] = checksum_names(index);
+        if index == self.state() { Ok(()) } else { self.remove(&checksum).await }
     }
 
     /// Gives a state the name of the one in force, locked already.
@@ -298,14 +313,14 @@ impl Snapshots {
         }
         file.sync().await?;
         let [name, _] = checksum_names(mark.index);
-        self.write_sum(&sum, checksum, &name).await?;
+        self.write_sum(image::hex(&sum.bytes()), checksum, &name).await?;
         self.write_small(snap, snap_bytes).await?;
         Ok(Written { mark, db: self.dir.join(db), snap: self.dir.join(snap) })
     }
 
     /// The sidecar of a state, whole or not at all.
-    async fn write_sum(&self, sum: &Checksum, temporary: &str, name: &str) -> io::Result<()> {
-        self.write_small(temporary, image::hex(&sum.bytes()).into_bytes()).await?;
+    async fn write_sum(&self, sum: String, temporary: &str, name: &str) -> io::Result<()> {
+        self.write_small(temporary, sum.into_bytes()).await?;
         self.disk.rename(&self.dir.join(temporary), &self.dir.join(name)).await
     }
 
@@ -324,7 +339,7 @@ impl Snapshots {
     /// received meanwhile may be newer.
     pub async fn place_checkpoint(&mut self, written: &Written) -> io::Result<bool> {
         let Written { mark, db, snap } = written;
-        if mark.index <= self.state {
+        if mark.index <= self.state() {
             self.disk.remove(db).await?;
             self.disk.remove(snap).await?;
             return Ok(false);
@@ -332,7 +347,7 @@ impl Snapshots {
         self.install(db).await?;
         self.disk.rename(snap, &self.dir.join(snap::name(mark.term, mark.index))).await?;
         self.disk.sync_dir(&self.dir).await?;
-        self.state = mark.index;
+        self.shared.state.store(mark.index.0, Relaxed);
         Ok(true)
     }
 
@@ -341,14 +356,14 @@ impl Snapshots {
     pub async fn purge(&self) -> io::Result<()> {
         let names = self.names().await?;
         let received = self.shared.received.lock().clone();
-        let needed: Vec<_> = received.into_iter().chain([self.state]).flat_map(checksum_names).collect();
+        let needed: Vec<_> = received.into_iter().chain([self.state()]).flat_map(checksum_names).collect();
         for name in names.iter().filter(|name| name.ends_with(CHECKSUM_SUFFIX) && !needed.contains(name)) {
             self.remove(name).await?;
         }
         let mut snaps: Vec<_> = names.iter().filter_map(|name| snap::parse_name(name)).collect();
         snaps.sort();
         let surplus = if self.kept == 0 { 0 } else { snaps.len().saturating_sub(self.kept) };
-        for (term, index) in snaps.into_iter().take(surplus).filter(|(_, index)| *index != self.state) {
+        for (term, index) in snaps.into_iter().take(surplus).filter(|(_, index)| *index != self.state()) {
             self.remove(&snap::name(term, index)).await?;
         }
         Ok(())

@@ -118,15 +118,15 @@ impl Storage {
         self.wal.flush().await
     }
 
-    /// Makes a checkpoint the place to start from. `covered` is what [`Storage::log_bytes`] was when it was begun.
-    pub async fn adopt(&mut self, written: &Written, covered: u64) -> io::Result<Wrote> {
+    /// Makes a checkpoint the place to start from.
+    pub async fn adopt(&mut self, written: &Written) -> io::Result<Wrote> {
         let (index, mut wrote) = (written.mark.index, Wrote::default());
         if !self.snapshots.place_checkpoint(written).await? {
             let reason = "a newer state was received meanwhile".to_owned();
             wrote.events.push(NodeEvent::CheckpointDropped { index, reason });
             return Ok(wrote);
         }
-        self.wal.mark(&written.mark, covered).await?;
+        self.wal.mark(&written.mark).await?;
         wrote.events.push(NodeEvent::CheckpointDone { index });
         wrote.superfluous = self.wal.take_superfluous();
         // What lies about too long does no harm.

@@ -204,6 +204,7 @@ pub fn handle() -> Handle {
         watches: 0,
         is_learner: false,
         changes_are_durable: true,
+        is_untold: false,
     };
     Handle::new(MemberId(1), ClusterId(1), status)
 }

@@ -256,13 +256,10 @@ impl Wal {
         self.rotate().await.map(Some)
     }
 
-    /// Notes that a state stands in for the log up to here, durably. When it was taken, `covered` bytes had been written
-    /// since the mark before.
-    pub async fn mark(&mut self, mark: &SnapshotMark, covered: u64) -> io::Result<()> {
+    /// Notes that a state stands in for the log up to here, durably.
+    pub async fn mark(&mut self, mark: &SnapshotMark) -> io::Result<()> {
         assert!(mark.index <= self.state.commit, "{mark:?} is of what is not committed: {:?}", self.state);
-        let later = self.since_mark.saturating_sub(covered);
         self.put_mark(mark);
-        self.since_mark = later;
         self.flush().await
     }
 

@@ -1,6 +1,6 @@
 //! Law: what we write, etcd takes for its own. A snapshot file passes its checks and is restored; a whole data directory
 //! is started from, by etcd 3.6 and by 3.5, and what it then serves is what we had.
-use super::runtime;
+use super::{put_keys, runtime};
 use bytes::Bytes;
 use detcd_core::{
     format::{
@@ -27,7 +27,7 @@ use detcd_node::proto::{
 };
 use detcd_tests::harness::{
     Addresses, Cluster, Peers,
-    binaries::stands_in,
+    binaries::{detcd, stands_in},
     files,
     grpc::{Channel, origin},
     process::{self, Output},
@@ -231,6 +231,36 @@ fn a_bumped_restore_is_read_as_etcd_reads_it() {
     data_directory(&cluster.members[0].data_dir, &bumped);
     cluster.start_all();
     serves(addresses.members[0].client, &bumped, &[]);
+}
+
+/// It writes the state anew while nobody runs: what we knew of the file's bytes does not hold any more.
+#[test]
+fn a_state_that_etcdutl_defragmented_is_no_damage() {
+    let Some(peers) = Peers::find() else { return };
+    if stands_in() {
+        return;
+    }
+    let addresses = Addresses::reserve(1);
+    let mut cluster = Cluster::prepare(&detcd(), &addresses);
+    cluster.members[0].set("snapshot-count", "10");
+    cluster.start_all();
+    let (client, data_dir) = (addresses.members[0].client, cluster.members[0].data_dir.clone());
+    put_keys(client, 40);
+    let snap_dir = data_dir.join("member/snap");
+    let is_sidecar = |name: &str| name.ends_with(".db.xxh3") && !name.starts_with("tmp");
+    let names = || fs::read_dir(&snap_dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    let has_checkpoint = || names().any(|name| is_sidecar(&name.to_string_lossy())) && snap_dir.join("db").exists();
+    let deadline = Instant::now() + TOOL_BOUND;
+    while !has_checkpoint() {
+        assert!(Instant::now() < deadline, "no checkpoint: {:?}", names().collect::<Vec<_>>());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    cluster.member(0).stop();
+    let before = fs::read(snap_dir.join("db")).expect("the backend");
+    etcdutl(&peers, &["defrag", "--data-dir", data_dir.to_str().expect("UTF-8")]);
+    assert_ne!(fs::read(snap_dir.join("db")).expect("the backend"), before);
+    cluster.start_all();
+    put_keys(client, 1);
 }
 
 #[test]

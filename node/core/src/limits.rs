@@ -112,7 +112,7 @@ pub const SNAPSHOTS_KEPT: usize = 5;
 pub const OUTPUTS_MAX: usize = 16 << 10;
 /// A checkpoint is due when the log since the last one is larger than this, in bytes, and than one part in
 /// `CHECKPOINT_STATE_SHARE` of the state: so a busy node does not do nothing else, and a restart reads no more than
-/// this or a quarter as much again as the state.
+/// this or a quarter as much again as the state, and what came while that checkpoint was written.
 pub const CHECKPOINT_BYTES: u64 = 256 << 20;
 pub const CHECKPOINT_STATE_SHARE: u64 = 4;
 /// Entries left to apply, beyond which no checkpoint begins: amid the log that a restart found, it would be of little use.

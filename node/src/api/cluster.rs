@@ -5,7 +5,7 @@ use detcd_core::{
     error::Refusal,
     limits::REQUEST_WAIT_MS,
     machine::membership::{self, Membership},
-    replica::ChangeRequest,
+    replica::{self, ChangeRequest},
     types::{MemberId, Revision, TraceId},
 };
 use tonic::{Request, Response, Status, async_trait};
@@ -32,10 +32,7 @@ impl Cluster for Api {
         let linearizable = request.into_inner().linearizable;
         let view = if linearizable { self.handle.read().await } else { self.handle.view().await };
         let view = view.map_err(status)?;
-        // As for whoever asked for the change: what may yet be taken back is not told.
-        while !self.handle.status().changes_are_durable {
-            self.host.clock.sleep(SETTLING).await;
-        }
+        self.settled().await?;
         Ok(Response::new(MemberListResponse { header: self.plain_header(), members: members(&view.membership) }))
     }
 
@@ -86,6 +83,21 @@ impl Api {
     /// etcd leaves the revision out of this service's headers.
     fn plain_header(&self) -> Option<ResponseHeader> {
         self.header(Revision(0), self.handle.status().term)
+    }
+
+    /// As whoever asked for a change, so others are told of it only when it can be taken back no more.
+    async fn settled(&self) -> Result<(), Status> {
+        let begun = self.host.clock.now();
+        loop {
+            let replica::Status { changes_are_durable, is_untold, .. } = self.handle.status();
+            if changes_are_durable && !is_untold {
+                return Ok(());
+            }
+            if self.host.clock.now().saturating_sub(begun).as_millis() as u64 >= REQUEST_WAIT_MS {
+                return Err(status(Refusal::Timeout));
+            }
+            self.host.clock.sleep(SETTLING).await;
+        }
     }
 
     /// Only the leader can tell whether the learner is ready; whoever else is asked asks it.

@@ -42,6 +42,7 @@ impl Step for Busy {
             watches: 0,
             is_learner: false,
             changes_are_durable: true,
+            is_untold: false,
         }
     }
 

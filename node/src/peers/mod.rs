@@ -127,7 +127,8 @@ impl Incoming {
     /// The peer was heard to be in this run. A stream from an earlier one is dead, though nothing said so: its machine
     /// may have lost power, and we only read from it.
     fn peer_runs(&self, run: &str) {
-        let stale = self.run.lock().as_deref().is_some_and(|streaming| streaming != run);
+        let is_up = self.since.lock().is_some();
+        let stale = is_up && self.run.lock().as_deref().is_some_and(|streaming| streaming != run);
         if stale {
             self.cut();
         }

@@ -5,8 +5,12 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 use detcd_core::{consensus::Message, format::snap, replica::State, types::Index};
 
-use super::{Checksum, Snapshots, checksum_names, load, mark_of, snap_file};
-use crate::{error::Failure, host::File};
+use super::{Checksum, Snapshots, checksum_names, image, load, mark_of, snap_file};
+use crate::{
+    disk::read_whole,
+    error::Failure,
+    host::{File, Open},
+};
 
 /// Bytes that are gathered before they are written.
 const WRITE_BYTES: usize = 256 << 10;
@@ -61,10 +65,9 @@ pub async fn receive(
         Err(error) => Err(error),
     };
     if result.is_err() {
-        let [_, checksum] = checksum_names(index);
-        for name in [name, snap::db_name(index), checksum] {
-            let _ = snapshots.remove(&name).await; // the error before is the one to tell
-        }
+        // The error before is the one to tell.
+        let _ = snapshots.remove(&name).await;
+        let _ = snapshots.remove_received(index).await;
         snapshots.shared.received.lock().remove(&index);
     }
     result
@@ -99,7 +102,17 @@ async fn take_in(
 async fn keep(snapshots: &Snapshots, name: &str, state: &State, sum: &Checksum) -> io::Result<()> {
     let mark = mark_of(&state.0);
     let [_, checksum] = checksum_names(mark.index);
-    snapshots.write_sum(sum, &format!("tmp-received-{:016x}.xxh3", mark.index.0), &checksum).await?;
+    let mut sums = image::hex(&sum.bytes());
+    if mark.index == snapshots.state()
+        && let Ok(file) = snapshots.disk.open(&snapshots.dir.join(&checksum), Open::Read).await
+    {
+        // That is in force, and has come once more.
+        let earlier = String::from_utf8(read_whole(&*file).await?).map_err(io::Error::other)?;
+        if !earlier.lines().any(|line| line == sums) {
+            sums = format!("{sums}\n{}", earlier.lines().next().unwrap_or_default());
+        }
+    }
+    snapshots.write_sum(sums, &format!("tmp-received-{:016x}.xxh3", mark.index.0), &checksum).await?;
     let snap = format!("tmp-received-{:016x}.snap", mark.index.0);
     snapshots.write_small(&snap, snap_file(&state.0, &mark)).await?;
     let (dir, disk) = (&snapshots.dir, &snapshots.disk);

@@ -46,6 +46,8 @@ struct Member {
     /// Who has a say, by what it has applied.
     voters: Vec<u64>,
     leads: bool,
+    /// In which it last led.
+    term: u64,
     /// When it last ceased to lead.
     stood_down: Option<Nanos>,
     commit: u64,
@@ -118,7 +120,7 @@ impl Durability {
             NodeEvent::Recovered { .. } => return self.recovered(sequence, node, what),
             NodeEvent::Acknowledged { request, index } => return self.acknowledge(sequence, node, request.0, index.0),
             NodeEvent::RoleChanged { role: Role::Leader, term, .. } => {
-                member.leads = true;
+                (member.leads, member.term) = (true, term.0);
                 return self.leads(sequence, node, term.0);
             }
             NodeEvent::RoleChanged { .. } => {
@@ -172,13 +174,17 @@ impl Durability {
         if !member.leads && member.stood_down != Some(event.at) {
             return Ok(());
         }
-        let (leads, voters) = (member.leads, member.voters.clone());
+        let (leads, term, voters) = (member.leads, member.term, member.voters.clone());
         let fresh = member.log.memory.get(before as usize..index as usize).map(<[Stamp]>::to_vec);
         let subject = || format!("{node} commits entry {index}");
         let Some(stamp) = fresh.as_ref().and_then(|fresh| fresh.last()).copied() else {
             let got = format!("its log ends at {}", member.log.memory.len());
             return Err(Violation::new(event.sequence, subject(), "an entry in its log", got).at_index(index));
         };
+        // What another one decided may be of any term.
+        if !leads && stamp.term != term {
+            return Ok(());
+        }
         let at = index as usize - 1;
         let holds = |member: &&Member| member.log.durable.get(at).is_some_and(|held| held.agrees(stamp));
         let holders: Vec<_> = self.members.iter().filter(holds).map(|member| member.id).collect();

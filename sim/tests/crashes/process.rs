@@ -71,7 +71,7 @@ impl Process {
             }
             Action::Adopt(_) => {
                 let written = self.written.take().expect("it was written before");
-                let wrote = self.storage.adopt(&written, 0).await.map_err(told)?;
+                let wrote = self.storage.adopt(&written).await.map_err(told)?;
                 self.tidy(wrote).await
             }
             Action::Receive(index) => {

@@ -196,6 +196,8 @@ pub struct Status {
     /// Whether it is durable that every change of the membership is committed that this member has applied. Before, nobody
     /// may be told of one: whoever was removed may then throw away what could be needed again.
     pub changes_are_durable: bool,
+    /// Whether this member was removed, and nobody else may know.
+    pub is_untold: bool,
 }
 
 /// A context for a round of reads; unique over members and restarts.

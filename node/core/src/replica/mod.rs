@@ -204,6 +204,7 @@ impl Replica {
             watches: self.hub.watches(),
             is_learner: self.machine.membership.get(self.config.id).is_some_and(|own| own.is_learner),
             changes_are_durable: self.consensus.changes_are_durable(),
+            is_untold: self.consensus.is_untold(),
         }
     }
 

@@ -26,9 +26,10 @@ const INLINE_BYTES_MAX: usize = PAGE_BYTES / 4;
 const FILL_SIXTEENTHS: usize = 15;
 /// The size from which a leaf ends however full it is, in bytes.
 const LEAF_BYTES: usize = 4 * PAGE_BYTES;
-/// The transaction of the newer meta. Its page is the first, as it must be for an even number: the next transaction
+/// The transaction of the newer meta, by which a file is known that nobody has written to since: no file of bbolt's own
+/// making gets there ("detcd", and a zero). Its page is the first, as it must be for an even number: the next transaction
 /// then overwrites the other meta.
-pub const TRANSACTION: u64 = 2;
+pub const TRANSACTION: u64 = u64::from_be_bytes(*b"\0\0detcd\0");
 
 /// A row to be written.
 pub trait Row {
