@@ -150,8 +150,9 @@ impl Inner {
     }
 
     /// The machine is off, somebody tampers with its disk, and it starts. If the member refuses to go on, or if the
-    /// disk cannot be trusted any more, another machine takes its place.
+    /// disk cannot be trusted any more, another machine takes its place. Until the end it may do so if it has not yet.
     async fn tampered(&self, planned: &Planned, victim: NodeNumber, end: Duration, tamper: impl FnOnce()) {
+        self.acquit(victim);
         self.cluster.allow_exit(victim, RUINED);
         self.cluster.kill(victim, planned.seed.child("off", 0));
         tamper();
@@ -163,11 +164,33 @@ impl Inner {
         while self.time.now() < notice && self.cluster.exit(victim).is_none() {
             self.time.sleep_until((self.time.now() + Duration::from_millis(20)).min(notice)).await;
         }
-        if self.cluster.exit(victim).is_some() {
-            self.state.lock().ruined.insert(victim);
-            self.rebuild(planned, victim, end).await;
+        if self.cluster.exit(victim).is_none() {
+            // Whom other faults keep from the others may notice as late as these are over.
+            self.state.lock().suspects.insert(victim);
+            return;
         }
+        self.state.lock().ruined.insert(victim);
+        self.rebuild(planned, victim, end).await;
         self.cluster.forbid_exit(victim, RUINED);
+    }
+
+    /// This machine has another disk now, or one that was tampered with anew.
+    pub(super) fn acquit(&self, number: NodeNumber) {
+        if self.state.lock().suspects.remove(&number) {
+            self.cluster.forbid_exit(number, RUINED);
+        }
+    }
+
+    /// With all faults over, whoever has a disk that was tampered with has its last chance to notice.
+    pub(super) async fn confront(&self) {
+        let suspects = std::mem::take(&mut self.state.lock().suspects);
+        if suspects.is_empty() {
+            return;
+        }
+        suspects.iter().for_each(|suspect| self.cluster.restart(*suspect));
+        self.time.sleep_until(self.time.now() + NOTICE).await;
+        let noticed = suspects.into_iter().filter(|suspect| self.cluster.exit(*suspect).is_some());
+        self.state.lock().ruined.extend(noticed);
     }
 
     /// Another machine takes the place of this one, whose disk nobody can go on with. Whether it did.

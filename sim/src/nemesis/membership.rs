@@ -242,6 +242,7 @@ impl Inner {
     fn vacate(&self, number: NodeNumber) {
         self.cluster.kill(number, self.seed.child("vacated", number.0 as u64));
         self.cluster.wipe(number);
+        self.acquit(number);
     }
 
     /// Whoever lives on this machine is removed, and the machine is empty then.

@@ -95,6 +95,8 @@ struct State {
     guests: BTreeSet<NodeNumber>,
     /// Machines whose disk nobody can go on with: they are to be replaced.
     ruined: BTreeSet<NodeNumber>,
+    /// Machines whose disk was tampered with, and whose members have not noticed so far.
+    suspects: BTreeSet<NodeNumber>,
 }
 
 /// What a nemesis needs of a run.
@@ -170,6 +172,9 @@ impl Nemesis {
             let machine = &cluster.node(number).machine;
             machine.disk.disarm_all();
             machine.clock.straighten();
+        }
+        self.inner.confront().await;
+        for number in cluster.numbers() {
             let ruined = state.lock().ruined.contains(&number);
             if !ruined && (self.changes.is_none() || self.inner.is_member(number)) {
                 cluster.restart_ended(number);

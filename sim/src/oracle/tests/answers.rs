@@ -1,7 +1,7 @@
 //! Spoilt answers to clients.
 use detcd_core::{
     event::NodeEvent,
-    types::{Index, RequestId, Revision},
+    types::{Digest, Index, RequestId, Revision, Term, TraceId},
 };
 
 use super::{Done, History, breaks, breaks_both, cluster, is_single, judge, reads_now};
@@ -322,6 +322,42 @@ fn a_second_opinion_on_not_everything_is_none() {
     before.extend((0..puts).map(|number| answer(number, Body::Put { previous: None })));
     let verdict = second_opinion_after(before, |_| true);
     assert!(matches!(&verdict, Verdict::Unknown { why } if why.contains("key \"z\"")), "{verdict:?}");
+}
+
+/// Of many writes, of none of which anybody heard, the first one was applied, was read, and then the others were.
+fn read_amid_writes(seen: u64) -> Verdict {
+    let puts = 40;
+    let node = |event| Event::Node { node: NodeNumber(1), event };
+    let applied = |number: u64| {
+        node(NodeEvent::Applied {
+            index: Index(1),
+            term: Term(1),
+            request: RequestId(2_000_000 + number),
+            revision: Revision(1),
+            digest: Digest(0),
+        })
+    };
+    let mut before: Vec<_> = (0..puts).map(|number| put(number, "z")).collect();
+    for number in 0..puts {
+        let (trace, request) = (TraceId(1_000_000 + number), RequestId(2_000_000 + number));
+        before.push(node(NodeEvent::Proposed { trace, request }));
+        before.push(Event::Return { op: OpId(1_000_000 + number), outcome: Outcome::Unknown("no answer".into()) });
+    }
+    before.push(applied(0));
+    let keys = Keys { start: "z".into(), end: None };
+    let (serializable, keys_only, count_only) = (false, false, false);
+    let request = Request::Range { keys, revision: 0, limit: 0, serializable, keys_only, count_only };
+    before.push(Event::Call { op: OpId(1_000_000 + puts), client: 1_000 + puts, node: NodeNumber(1), request });
+    let kv = KeyValue { key: "z".into(), value: format!("x{seen}").into(), created: 2, modified: 2, version: 1 };
+    before.push(answer(puts, Body::Range { kvs: vec![kv], count: 1, more: false }));
+    before.extend((1..puts).map(applied));
+    second_opinion_after(before, |_| true)
+}
+
+#[test]
+fn the_second_opinion_tries_first_what_nodes_applied_first() {
+    assert!(matches!(read_amid_writes(0), Verdict::Holds { given_up: 0, .. }), "{:?}", read_amid_writes(0));
+    assert!(!matches!(read_amid_writes(99), Verdict::Holds { .. }), "{:?}", read_amid_writes(99));
 }
 
 /// The second opinion sees calls and answers, and which writes were applied: it must do without the rest.
