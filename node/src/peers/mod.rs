@@ -37,7 +37,7 @@ use detcd_core::{
     replica::{self, State},
     types::{ClusterId, MemberId},
 };
-use futures::task::AtomicWaker;
+use futures::{future::AbortHandle, task::AtomicWaker};
 use parking_lot::Mutex;
 
 pub use self::{join::find_cluster, promote::ask_to_promote, serve::serve};
@@ -84,8 +84,8 @@ pub struct Peer {
     urls: Mutex<Vec<String>>,
     outgoing: Outgoing,
     incoming: Incoming,
-    /// A snapshot is on its way there; one at a time.
-    sending: AtomicBool,
+    /// Ends the last snapshot that was sent there: one at a time.
+    sending: Mutex<Option<AbortHandle>>,
     /// Snapshots that did not arrive.
     snapshots_lost: AtomicUsize,
     /// It is no longer a member: whatever is connected to it ends.
@@ -120,8 +120,13 @@ impl Incoming {
         match (run, self.run.lock().as_deref()) {
             (Some(then), Some(now)) => then != now,
             (Some(_), None) => false,
-            (None, _) => self.since.lock().is_some_and(|since| since > then),
+            (None, _) => self.is_newer(then),
         }
+    }
+
+    /// Whether the stream came about after this time.
+    fn is_newer(&self, then: Duration) -> bool {
+        self.since.lock().is_some_and(|since| since > then)
     }
 
     /// The peer was heard to be in this run. A stream from an earlier one is dead, though nothing said so: its machine
@@ -202,7 +207,7 @@ impl Peer {
             urls: Mutex::new(urls),
             outgoing: Outgoing::default(),
             incoming: Incoming::default(),
-            sending: AtomicBool::new(false),
+            sending: Mutex::default(),
             snapshots_lost: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
         }

@@ -26,7 +26,7 @@ use detcd_core::{
     replica::State,
 };
 use futures::{
-    future::{Either, select},
+    future::{AbortHandle, Abortable, Either, select},
     stream,
 };
 use http::{Request, StatusCode};
@@ -55,8 +55,6 @@ pub const CHECKSUM_KIND: &str = "xxh3-128";
 enum SendError {
     #[error("it is no peer any more")]
     Gone,
-    #[error("another snapshot is on its way there")]
-    Busy,
     #[error("{0:?} is no URL")]
     Url(String),
     #[error(transparent)]
@@ -69,14 +67,19 @@ enum SendError {
     Refused { status: StatusCode, reason: String },
 }
 
+/// Raft asks for the next one when it knows that the one before arrived, though we may not have been told, or when it has
+/// given that one up: it is ended, and nobody waits to hear of it any more.
 pub async fn send(context: Context, message: Message, state: State) {
     let to = message.to();
     let result = match context.peer(to) {
         None => Err(SendError::Gone),
-        Some(peer) if peer.sending.swap(true, Relaxed) => Err(SendError::Busy),
         Some(peer) => {
-            let result = send_to(&context, &peer, message, state).await;
-            peer.sending.store(false, Relaxed);
+            let (handle, registration) = AbortHandle::new_pair();
+            if let Some(earlier) = peer.sending.lock().replace(handle) {
+                earlier.abort();
+            }
+            let sending = Abortable::new(send_to(&context, &peer, message, state), registration);
+            let Ok(result) = sending.await else { return };
             if result.is_err() {
                 peer.snapshots_lost.fetch_add(1, Relaxed);
             }
@@ -124,11 +127,12 @@ const ALL: u64 = u64::MAX;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Ends when there is no hope for an answer: nothing moved for too long (with all of it out, the peer gets time to check
-/// it), or the peer started anew. The latter does not show on the connection if its machine lost power when all was out.
+/// it), or the peer started anew. The latter does not show on the connection if its machine lost power when all was out;
+/// nor does a break that took the answer away, so with the peer connected anew since then it gets no more time.
 async fn hopeless(context: &Context, peer: &Peer, moved: &AtomicU64) -> SendError {
     let clock = &context.host.clock;
     let (run, start) = (peer.incoming.run.lock().clone(), clock.now());
-    let (mut seen, mut still) = (0, Duration::ZERO);
+    let (mut seen, mut still, mut last_moved) = (0, Duration::ZERO, start);
     loop {
         clock.sleep(LOOK).await;
         if peer.incoming.is_another(run.as_deref(), start) {
@@ -136,8 +140,11 @@ async fn hopeless(context: &Context, peer: &Peer, moved: &AtomicU64) -> SendErro
         }
         let now = moved.load(Relaxed);
         still = if now == seen { still + LOOK } else { Duration::ZERO };
-        seen = now;
-        let patience = if seen == ALL { SNAPSHOT_ANSWER_MS } else { SNAPSHOT_STALL_MS };
+        if now != seen {
+            (seen, last_moved) = (now, clock.now());
+        }
+        let is_whole = seen == ALL && !peer.incoming.is_newer(last_moved);
+        let patience = if is_whole { SNAPSHOT_ANSWER_MS } else { SNAPSHOT_STALL_MS };
         if still.as_millis() as u64 >= patience {
             return SendError::Stalled;
         }

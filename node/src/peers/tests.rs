@@ -80,6 +80,43 @@ async fn snapshots_try_one_url_after_the_other() {
     assert_eq!(*asked.0.lock(), [first.clone(), second, third, first]);
 }
 
+/// The first connection never comes about, the others are refused.
+#[derive(Default)]
+struct FirstHangs(AtomicUsize);
+
+impl Net for FirstHangs {
+    fn listen<'a>(&'a self, _: Role, _: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        unreachable!("nobody listens")
+    }
+
+    fn connect<'a>(&'a self, _: Role, _: &'a str) -> BoxFuture<'a, io::Result<Io>> {
+        match self.0.fetch_add(1, Relaxed) {
+            0 => Box::pin(std::future::pending()),
+            _ => Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) }),
+        }
+    }
+}
+
+/// The answer to the first one may have been lost; the follower waits for the second.
+#[tokio::test]
+async fn a_snapshot_that_raft_asks_for_ends_the_one_before() {
+    let net = Arc::<FirstHangs>::default();
+    let context = context(net.clone()).await;
+    context.directory.lock().peers.insert(MemberId(1), Arc::new(Peer::new(MemberId(2), urls(1))));
+    let first = tokio::spawn(snapshot::send(context.clone(), testing::snapshot_message(1), state(1)));
+    while net.0.load(Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!first.is_finished());
+    snapshot::send(context.clone(), testing::snapshot_message(1), state(1)).await;
+    first.await.unwrap();
+    assert_eq!(net.0.load(Relaxed), 2);
+    // Of the first one raft hears nothing: it would take that for the second's end.
+    let mut told = Vec::new();
+    context.handle.drain(&mut TaskContext::from_waker(Waker::noop()), &mut told);
+    assert!(matches!(told[..], [Item::SnapshotSent { delivered: false, .. }]), "told {} times", told.len());
+}
+
 /// One connection, and then none.
 struct Once(Option<Io>);
 
