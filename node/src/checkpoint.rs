@@ -143,3 +143,26 @@ impl Checkpoints {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::testing;
+
+    /// It would be written again and again, for as long as nothing else happens.
+    #[tokio::test]
+    async fn a_checkpoint_of_what_is_in_force_already_is_not_due_again() {
+        let host = testing::host();
+        let (snapshots, _) = Snapshots::open(host.disk.clone(), Path::new("/snap"), 5).await.unwrap();
+        let config = Config { checkpoint_entries: Some(1), ..Config::new("n1", Path::new("/data")) };
+        let mut checkpoints = Checkpoints::new(&config, host, snapshots, Index(0));
+        let machine = testing::state(5).0;
+        assert!(checkpoints.is_due(0, &machine, Millis(0)));
+        let reason = "a newer state was received meanwhile".to_owned();
+        checkpoints.observe(&NodeEvent::CheckpointDropped { index: Index(5), reason });
+        assert!(!checkpoints.is_due(0, &machine, Millis(0)));
+        assert!(checkpoints.is_due(0, &testing::state(7).0, Millis(0)));
+    }
+}

@@ -102,6 +102,25 @@ async fn rot_in_a_state_that_came_from_a_leader_is_noticed() {
     assert!(matches!(damaged, Err(Failure::DamagedState { .. })), "{damaged:?}");
 }
 
+/// Its leader may not have heard that it arrived. The second one is not needed, or does not come whole.
+#[tokio::test]
+async fn a_state_in_force_that_comes_once_more_keeps_its_checksum() {
+    let (disk, mut snapshots) = open().await;
+    receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
+    snapshots.place_received(Index(5)).await.unwrap();
+    let sidecar = Path::new("/snap/0000000000000005.received.db.xxh3");
+    receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
+    snapshots.drop_received(Index(5)).await.unwrap();
+    assert!(disk.files.lock().contains_key(sidecar), "the second one was dropped");
+    assert!(receive(&snapshots, &message(5), &mut Stream::cut(), false).await.is_err());
+    assert!(disk.files.lock().contains_key(sidecar), "the third one broke off");
+    // Its bytes may be others, and a crash may come before its own name does: both sums count.
+    *disk.files.lock()[sidecar].lock() = b"of other bytes".to_vec();
+    receive(&snapshots, &message(5), &mut Stream::whole(5).await, false).await.unwrap();
+    let sums = String::from_utf8(disk.files.lock()[sidecar].lock().clone()).unwrap();
+    assert!(sums.lines().count() == 2 && sums.lines().any(|line| line == "of other bytes"), "{sums}");
+}
+
 /// One was written here when another one came: their bytes may differ.
 #[tokio::test]
 async fn either_file_of_one_index_may_be_the_one_in_force() {

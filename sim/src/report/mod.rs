@@ -109,10 +109,10 @@ fn judge(scenario: &Scenario, run: &Run) -> (Result, Vec<String>) {
         _ => None,
     });
     let accident = run.accident.iter().map(|accident| format!("{}: {}", accident.kind, accident.text));
-    let names = Names::new(&run.history);
-    let violated: Vec<_> = accident.chain(broken).map(|why| names.apply(&why)).collect();
+    let violated: Vec<_> = accident.chain(broken).collect();
     if !violated.is_empty() {
-        return (Result::Violated, violated);
+        let names = Names::new(&run.history);
+        return (Result::Violated, violated.iter().map(|why| names.apply(why)).collect());
     }
     let unknown = missing(scenario, run);
     if unknown.is_empty() { (Result::Holds, unknown) } else { (Result::Unknown, unknown) }
