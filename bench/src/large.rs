@@ -81,6 +81,11 @@ fn row(name: &str, competitors: usize) -> ReportRow {
     ReportRow { name: name.into(), rounds: vec![Vec::new(); competitors] }
 }
 
+/// Puts that every competitor has had before it is killed: more than the rows before come to.
+fn level_puts(options: &LargeOptions) -> u64 {
+    options.keys() * 4 / 3
+}
+
 fn describe_setup(options: &LargeOptions) -> [String; 3] {
     let LargeOptions { data_mb, value_size, clients, seconds, rounds, .. } = options;
     let keys = options.keys();
@@ -89,7 +94,8 @@ fn describe_setup(options: &LargeOptions) -> [String; 3] {
         format!("{data_mb} MB: {keys} keys of 8 bytes, values of {value_size} bytes"),
         format!(
             "the load: {clients} clients overwrite keys at random, for {seconds} s where nothing else ends it; \
-             checkpoints: every {CHECKPOINT_ENTRIES} entries, so that one follows the other"
+             checkpoints: every {CHECKPOINT_ENTRIES} entries, so that one follows the other; killed after {} puts",
+            level_puts(options)
         ),
     ]
 }
@@ -136,7 +142,10 @@ impl Round<'_> {
             "load during checkpoints" => self.checkpoints().await,
             "load during snapshot save" => self.save().await,
             "load while a member is fed" => self.feed().await,
-            "restart after kill -9" => self.restart(End::Kill, None).await,
+            "restart after kill -9" => {
+                self.level().await?;
+                self.restart(End::Kill, None).await
+            }
             _ => unreachable!("the rows are known"),
         }
     }
@@ -182,6 +191,16 @@ impl Round<'_> {
         let readings = times.into_iter().chain(self.memory()?).collect();
         self.rest().await?;
         Ok(readings)
+    }
+
+    /// Whoever was faster has more data by now: the others catch up.
+    async fn level(&mut self) -> Result<(), Failure> {
+        let missing = level_puts(self.options).saturating_sub(self.put);
+        if missing > 0 {
+            let plan = self.plan(KeyOrder::Scattered, FILL_CLIENTS, Until::Total(missing));
+            self.put += load::run(&plan).await?.operations;
+        }
+        Ok(())
     }
 
     async fn rest(&self) -> Result<(), Failure> {

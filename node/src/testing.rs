@@ -34,6 +34,8 @@ use crate::{
 #[derive(Default)]
 pub struct Memory {
     pub files: Mutex<BTreeMap<PathBuf, Arc<Mutex<Vec<u8>>>>>,
+    /// Where files were read.
+    pub reads: Arc<Mutex<Vec<u64>>>,
     /// What is written to the log never gets there.
     pub stuck: Arc<AtomicBool>,
 }
@@ -65,7 +67,7 @@ impl Disk for Memory {
         }
         now(files
             .get(path)
-            .map(|bytes| Arc::new(MemoryFile(bytes.clone(), self.stuck.clone())) as Arc<dyn File>)
+            .map(|bytes| Arc::new(MemoryFile(bytes.clone(), self.stuck.clone(), self.reads.clone())) as Arc<dyn File>)
             .ok_or_else(missing))
     }
 
@@ -84,7 +86,7 @@ impl Disk for Memory {
     }
 }
 
-struct MemoryFile(Arc<Mutex<Vec<u8>>>, Arc<AtomicBool>);
+struct MemoryFile(Arc<Mutex<Vec<u8>>>, Arc<AtomicBool>, Arc<Mutex<Vec<u64>>>);
 
 impl File for MemoryFile {
     fn len(&self) -> BoxFuture<'_, io::Result<u64>> {
@@ -92,6 +94,7 @@ impl File for MemoryFile {
     }
 
     fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Vec<u8>>> {
+        self.2.lock().push(offset);
         now(Ok(self.0.lock().iter().skip(offset as usize).take(len).copied().collect()))
     }
 

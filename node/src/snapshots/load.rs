@@ -9,7 +9,7 @@ use detcd_core::{
         backend::{BackendError, Builder},
     },
 };
-use futures::future::try_join;
+use futures::future::join3;
 
 use super::Checksum;
 use crate::{
@@ -59,35 +59,59 @@ enum Turn {
 pub async fn load(disk: &dyn Disk, path: &Path, with_checksum: bool) -> Result<Loaded, Failure> {
     let file = disk.open(path, Open::Read).await.map_err(|error| failed("open", path, error))?;
     let file_bytes = file.len().await.map_err(|error| failed("read", path, error))?;
-    // Side by side: rows are not read in the order of the file.
-    let parsing = parse(&*file, file_bytes, path);
-    let summing = async {
-        match with_checksum {
-            true => checksum(&*file, file_bytes).await.map(Some).map_err(|error| failed("read", path, error)),
-            false => Ok(None),
-        }
+    let mut sum = with_checksum.then(Sum::default);
+    let (machine, is_ours) = parse(&*file, file_bytes, path, sum.as_mut()).await?;
+    let checksum = match sum {
+        Some(sum) => Some(sum.finish(&*file, file_bytes).await.map_err(|error| failed("read", path, error))?),
+        None => None,
     };
-    let ((machine, is_ours), checksum) = try_join(parsing, summing).await?;
     Ok(Loaded { machine, checksum, is_ours })
 }
 
-/// The machine, and whether the file is as our writer left it.
-async fn parse(file: &dyn File, file_bytes: u64, path: &Path) -> Result<(Machine, bool), Failure> {
+/// The machine, and whether the file is as our writer left it. While rows are taken from one chunk, the next one is
+/// read, and those before it are summed.
+async fn parse(
+    file: &dyn File,
+    file_bytes: u64,
+    path: &Path,
+    mut sum: Option<&mut Sum>,
+) -> Result<(Machine, bool), Failure> {
     let damaged = |Damage { offset, reason }| Failure::DamagedState { path: path.to_owned(), offset, reason };
     let mut parser = Box::new(Parser::new(file_bytes));
+    let mut ahead = None;
     loop {
-        let turn;
-        (parser, turn) = background::run(move || {
+        let next = parser.next_missing(ahead);
+        let parsing = background::run(move || {
             let turn = parser.run();
             (parser, turn)
-        })
-        .await;
+        });
+        let reading = async {
+            // What cannot be read is told when it is needed.
+            let offset = next?;
+            Some((offset, read_chunk(file, offset, file_bytes).await.ok()?))
+        };
+        let summing = async {
+            if let Some(sum) = &mut sum {
+                sum.work_off();
+            }
+        };
+        let (turn, read);
+        ((parser, turn), read, ()) = join3(parsing, reading, summing).await;
+        if let Some((offset, chunk)) = read {
+            parser.keep(offset, chunk);
+        }
         match turn.map_err(damaged)? {
             Turn::End => break,
             Turn::Read(offset) => {
-                let chunk = read_chunk(file, offset, file_bytes).await;
-                parser.keep(offset, chunk.map_err(|error| failed("read", path, error))?);
+                if !parser.chunks.contains_key(&offset) {
+                    let chunk = read_chunk(file, offset, file_bytes).await;
+                    parser.keep(offset, chunk.map_err(|error| failed("read", path, error))?);
+                }
+                ahead = Some(offset);
             }
+        }
+        if let Some(sum) = &mut sum {
+            sum.note(&parser.chunks);
         }
     }
     let Parser { builder, transaction, .. } = *parser;
@@ -109,14 +133,38 @@ async fn read_chunk(file: &dyn File, offset: u64, file_bytes: u64) -> std::io::R
     Ok(bytes.into())
 }
 
-async fn checksum(file: &dyn File, file_bytes: u64) -> std::io::Result<Checksum> {
-    let (mut checksum, mut offset) = (Checksum::default(), 0);
-    while offset < file_bytes {
-        let chunk = read_chunk(file, offset, file_bytes).await?;
-        offset += chunk.len() as u64;
-        checksum.update(&chunk);
+/// The checksum of a file whose chunks are read for another reason, mostly in order.
+#[derive(Default)]
+struct Sum {
+    checksum: Checksum,
+    /// What is summed or waits for it ends here.
+    end: u64,
+    waiting: Vec<Bytes>,
+}
+
+impl Sum {
+    /// Takes what follows in the file, as far as it is at hand.
+    fn note(&mut self, chunks: &BTreeMap<u64, Bytes>) {
+        while let Some(chunk) = chunks.get(&self.end) {
+            self.end += chunk.len() as u64;
+            self.waiting.push(chunk.clone());
+        }
     }
-    Ok(checksum)
+
+    fn work_off(&mut self) {
+        self.waiting.drain(..).for_each(|chunk| self.checksum.update(&chunk));
+    }
+
+    /// Reads what has not come by.
+    async fn finish(mut self, file: &dyn File, file_bytes: u64) -> std::io::Result<Checksum> {
+        self.work_off();
+        while self.end < file_bytes {
+            let chunk = read_chunk(file, self.end, file_bytes).await?;
+            self.end += chunk.len() as u64;
+            self.checksum.update(&chunk);
+        }
+        Ok(self.checksum)
+    }
 }
 
 impl Parser {
@@ -177,6 +225,12 @@ impl Parser {
         Ok(bytes.into())
     }
 
+    /// The chunk to read before it is asked for, if there is any: the first missing one after this.
+    fn next_missing(&self, after: Option<u64>) -> Option<u64> {
+        let mut following = (after? + CHUNK_BYTES..self.file_bytes).step_by(CHUNK_BYTES as usize);
+        following.find(|offset| !self.chunks.contains_key(offset))
+    }
+
     fn keep(&mut self, offset: u64, chunk: Bytes) {
         if self.order.len() >= CHUNKS_MAX.max(self.wanted_chunks()) {
             let oldest = self.order.pop_front().expect("it is full");
@@ -192,5 +246,67 @@ impl Parser {
             Ok(Next::Bytes { len, .. }) => len / CHUNK_BYTES as usize + 2,
             _ => 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use detcd_core::types::Index;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::{
+        snapshots::Image,
+        testing::{Memory, state},
+    };
+
+    const PATH: &str = "/snap/db";
+
+    fn memory(file: Vec<u8>) -> Memory {
+        let memory = Memory::default();
+        memory.files.lock().insert(PATH.into(), Arc::new(Mutex::new(file)));
+        memory
+    }
+
+    fn sum(bytes: &[u8]) -> [u8; Checksum::BYTES] {
+        let mut checksum = Checksum::default();
+        checksum.update(bytes);
+        checksum.bytes()
+    }
+
+    #[tokio::test]
+    async fn a_file_of_ours_is_read_once_for_rows_and_checksum() {
+        let (mut image, mut file) = (Image::of(state(60_000)).await, Vec::new());
+        while let Some(piece) = image.next().await {
+            file.extend_from_slice(&piece);
+        }
+        let (chunks, expected) = (file.len().div_ceil(CHUNK_BYTES as usize), sum(&file));
+        assert!(chunks > 2, "{chunks}");
+        let memory = memory(file);
+        let loaded = load(&memory, Path::new(PATH), true).await.map_err(|failure| failure.to_string()).unwrap();
+        assert_eq!(loaded.checksum.expect("it was asked for").bytes(), expected);
+        assert_eq!((loaded.machine.applied(), loaded.is_ours), (Index(60_000), true));
+        let mut reads = memory.reads.lock().clone();
+        reads.sort();
+        assert_eq!(reads, (0..chunks as u64).map(|chunk| chunk * CHUNK_BYTES).collect::<Vec<_>>());
+    }
+
+    /// As it is with a file that etcd wrote.
+    #[tokio::test]
+    async fn what_does_not_come_by_in_order_is_read_for_the_checksum() {
+        let file: Vec<_> = (0..3 * CHUNK_BYTES + 5).map(|at| (at / 1_000) as u8).collect();
+        let memory = memory(file.clone());
+        let opened = memory.open(Path::new(PATH), Open::Read).await.unwrap();
+        let (mut summed, mut chunks) = (Sum::default(), BTreeMap::new());
+        for offset in [2 * CHUNK_BYTES, 0] {
+            chunks.insert(offset, read_chunk(&*opened, offset, file.len() as u64).await.unwrap());
+            summed.note(&chunks);
+            summed.work_off();
+        }
+        memory.reads.lock().clear();
+        assert_eq!(summed.finish(&*opened, file.len() as u64).await.unwrap().bytes(), sum(&file));
+        assert_eq!(*memory.reads.lock(), [CHUNK_BYTES, 2 * CHUNK_BYTES, 3 * CHUNK_BYTES]);
     }
 }

@@ -8,7 +8,10 @@
 //! - After the last compaction a key's history must be whole: each version continues the one before it. Of what is
 //!   older, rows that a compaction should have removed may be left over, for etcd compacts in the background and may
 //!   stop halfway; they are left out here.
-use super::{Fields, Position, Record, RowKey, RowValue, Store};
+use super::{
+    Fields, Position, Record, RowKey, RowValue, Store,
+    sorted::{Builder, ByKey},
+};
 use crate::types::Revision;
 
 /// Rows this few are sorted by whole keys.
@@ -22,6 +25,11 @@ const PREFIX_MAX: usize = 1 << 11;
 pub struct Loader {
     /// In the order of history.
     records: Vec<Record>,
+    /// Of each record, by its place: noted while it is at hand, for by the end all of them are far away in memory.
+    standings: Vec<Standing>,
+    slots: Vec<Slot>,
+    /// What all of them take, as [`Record::stored_bytes`] counts.
+    bytes: u64,
 }
 
 /// A row that does not fit in with the rest.
@@ -35,40 +43,58 @@ impl Loader {
     /// Rows come in the order of their keys, which is that of history.
     pub fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let (position, tombstone) = RowKey::parse(key)?;
-        if self.records.last().is_some_and(|last| *last.position() >= position) {
+        if self.standings.last().is_some_and(|last| last.position >= position) {
             return Err("it does not come after the row before it".into());
         }
         let row = RowValue::parse(value)?;
         check(position, tombstone, &row)?;
         let RowValue { key, created, version, value, lease, .. } = row;
         let previous = Position::default();
-        self.records.push(Record::new(&Fields { key, value, position, created, version, lease, previous }));
+        let record = Record::new(&Fields { key, value, position, created, version, lease, previous });
+        self.slots.push(Slot { head: head(key, 0), at: self.records.len() as u32, length: key.len() as u32 });
+        self.standings.push(Standing { position, created, version });
+        self.bytes += record.stored_bytes();
+        self.records.push(record);
         Ok(())
     }
 
     /// The store that had these rows after a compaction at `compacted`; 0 if there was none.
     pub fn finish(self, compacted: Revision) -> Result<Store, Misfit> {
-        let last = self.records.last().map_or(1, |record| record.modified().0);
-        let revision = Revision(last.max(compacted.0));
+        let Loader { records, standings, mut slots, bytes } = self;
+        let last = standings.last().map_or(1, |standing| standing.position.main);
         let mut assembly = Assembly {
-            outdated: vec![false; self.records.len()],
-            records: self.records,
-            store: Store { compacted, revision, ..Store::default() },
+            outdated: vec![false; records.len()],
+            records,
+            standings,
+            compacted,
+            newest: Builder::default(),
         };
-        let slot = |(at, record): (usize, &Record)| Slot { head: 0, at: at as u32, length: record.key().len() as u32 };
-        let mut slots: Vec<_> = assembly.records.iter().enumerate().map(slot).collect();
         assembly.keys(&mut slots, 0)?;
         drop(slots);
-        Ok(assembly.log())
+        let Assembly { records, standings, outdated, newest, .. } = assembly;
+        drop(standings);
+        let mut store = Store { compacted, revision: Revision(last.max(compacted.0)), bytes, ..Store::default() };
+        let mut history = Builder::default();
+        for (record, outdated) in records.into_iter().zip(outdated) {
+            match outdated {
+                true => store.bytes -= record.stored_bytes(),
+                false => history.push(record),
+            }
+        }
+        (store.keys, store.log) = (newest.finish(), history.finish());
+        Ok(store)
     }
 }
 
-/// A store that is being built.
+/// The keys of a store that is being built.
 struct Assembly {
     records: Vec<Record>,
-    /// By place among the records: whether the compaction left it out.
+    /// These, like what follows, by place among the records.
+    standings: Vec<Standing>,
+    /// Whether the compaction left it out.
     outdated: Vec<bool>,
-    store: Store,
+    compacted: Revision,
+    newest: Builder<ByKey>,
 }
 
 /// A record's place in history, and what its key is sorted by.
@@ -81,7 +107,7 @@ struct Slot {
 
 impl Assembly {
     /// Sorts records by key from byte `depth` on, up to which all are equal, and links them key by key. Records of one
-    /// key stay in the order of history.
+    /// key stay in the order of history. The slots' heads are those at `depth`.
     fn keys(&mut self, slots: &mut [Slot], depth: usize) -> Result<(), Misfit> {
         if slots.len() <= RUN_FEW || depth >= PREFIX_MAX {
             slots.sort_by(|a, b| self.key(a).cmp(self.key(b)));
@@ -93,9 +119,6 @@ impl Assembly {
             }
             return Ok(());
         }
-        for slot in slots.iter_mut() {
-            slot.head = head(self.key(slot), depth);
-        }
         let end = depth + HEAD_BYTES;
         // A head does not tell whether a key ends in it or goes on with zeros; where it does end, its length does.
         slots.sort_by_key(|slot| (slot.head, slot.length.min(end as u32)));
@@ -103,6 +126,7 @@ impl Assembly {
             if run.len() == 1 || (run[0].length as usize) < end {
                 self.link(run)?;
             } else {
+                run.iter_mut().for_each(|slot| slot.head = head(self.key(slot), end));
                 self.keys(run, end)?;
             }
         }
@@ -115,39 +139,30 @@ impl Assembly {
 
     /// Links the versions of one key, and enters the newest that the compaction leaves. Keys come in their order.
     fn link(&mut self, versions: &[Slot]) -> Result<(), Misfit> {
-        let compacted = self.store.compacted;
-        let mut before: Option<(u32, Standing)> = None;
-        for slot in versions {
-            let record = &mut self.records[slot.at as usize];
-            if let Some((_, standing)) = &before {
-                record.set_previous(standing.position);
+        let mut before: Option<(usize, Standing)> = None;
+        for &Slot { at, length, .. } in versions {
+            let (at, is_bump) = (at as usize, length == 0);
+            let standing = self.standings[at];
+            if let Some((_, before)) = &before {
+                self.records[at].set_previous(before.position);
             }
-            let standing = Standing::of(record);
-            if record.modified() > compacted {
-                check_link(record, before.map(|(_, standing)| standing))
-                    .map_err(|reason| Misfit { row: record.row_key(), reason: reason.into() })?;
+            if standing.modified() > self.compacted {
+                if !is_bump {
+                    standing
+                        .check_link(before.map(|(_, standing)| standing))
+                        .map_err(|reason| Misfit { row: self.records[at].row_key(), reason: reason.into() })?;
+                }
             } else if let Some((at, _)) = before {
-                self.outdated[at as usize] = true;
+                self.outdated[at] = true;
             }
-            self.outdated[slot.at as usize] = record.is_tombstone() && record.modified() < compacted;
-            before = Some((slot.at, standing));
+            self.outdated[at] = standing.version == 0 && !is_bump && standing.modified() < self.compacted;
+            before = Some((at, standing));
         }
-        let newest = versions.last().expect("a key has versions").at as usize;
+        let (newest, _) = before.expect("a key has versions");
         if !self.outdated[newest] {
-            let newest = self.records[newest].clone();
-            self.store.keys.insert(newest);
+            self.newest.push(self.records[newest].clone());
         }
         Ok(())
-    }
-
-    /// Enters what is left into history.
-    fn log(mut self) -> Store {
-        let left = self.records.into_iter().zip(self.outdated).filter(|(_, outdated)| !outdated);
-        for (record, _) in left {
-            self.store.bytes += record.stored_bytes();
-            self.store.log.insert(record);
-        }
-        self.store
     }
 }
 
@@ -161,9 +176,21 @@ struct Standing {
 }
 
 impl Standing {
-    fn of(record: &Record) -> Standing {
-        let Fields { position, created, version, .. } = record.fields();
-        Standing { position, created, version }
+    fn modified(&self) -> Revision {
+        Revision(self.position.main)
+    }
+
+    /// Whether a version or deletion of a key, which no compaction touched, continues what was before it.
+    fn check_link(&self, before: Option<Standing>) -> Result<(), &'static str> {
+        let alive = before.filter(|before| before.version > 0);
+        if self.version == 0 {
+            return if alive.is_some() { Ok(()) } else { Err("it deletes a key that does not exist") };
+        }
+        let expected = alive.map_or((self.modified(), 1), |alive| (alive.created, alive.version + 1));
+        match (self.created, self.version) == expected {
+            true => Ok(()),
+            false => Err("its creation and version do not continue the key's history"),
+        }
     }
 }
 
@@ -184,23 +211,6 @@ fn check(position: Position, tombstone: bool, row: &RowValue<'_>) -> Result<(), 
         Err(format!("version {} of a key created at revision {created} cannot be", row.version))
     } else {
         Ok(())
-    }
-}
-
-/// Whether `record`, which no compaction touched, continues what was before it.
-fn check_link(record: &Record, before: Option<Standing>) -> Result<(), &'static str> {
-    let alive = before.filter(|before| before.version > 0);
-    if record.is_bump() {
-        Ok(())
-    } else if record.is_tombstone() {
-        if alive.is_some() { Ok(()) } else { Err("it deletes a key that does not exist") }
-    } else {
-        let (created, version) = alive.map_or((record.modified(), 1), |alive| (alive.created, alive.version + 1));
-        if (record.created(), record.version()) == (created, version) {
-            Ok(())
-        } else {
-            Err("its creation and version do not continue the key's history")
-        }
     }
 }
 

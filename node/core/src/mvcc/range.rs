@@ -46,15 +46,6 @@ impl KeyRange {
     pub fn is_empty(&self) -> bool {
         matches!(&self.end, RangeEnd::Before(end) if *end <= self.start)
     }
-
-    fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
-        let end = match &self.end {
-            RangeEnd::Single => Bound::Included(&self.start[..]),
-            RangeEnd::Before(end) => Bound::Excluded(&end[..]),
-            RangeEnd::Unbounded => Bound::Unbounded,
-        };
-        (Bound::Included(&self.start[..]), end)
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,9 +118,15 @@ impl Store {
 
     /// The newest version of every key in `range`, in the order of keys.
     fn newest(&self, range: &KeyRange) -> impl Iterator<Item = &Record> {
-        let (low, high) = range.bounds();
-        let records = if range.is_empty() { None } else { Some(self.keys.range(low, high)) };
-        records.into_iter().flatten()
+        let from = |end| Some(self.keys.range(Bound::Included(&range.start[..]), end));
+        let (one, several) = match &range.end {
+            // Faster than a range of one.
+            RangeEnd::Single => (self.keys.get(&range.start), None),
+            RangeEnd::Before(_) if range.is_empty() => (None, None),
+            RangeEnd::Before(end) => (None, from(Bound::Excluded(&end[..]))),
+            RangeEnd::Unbounded => (None, from(Bound::Unbounded)),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
     }
 
     /// The version that held at `revision`. A key that changes often has a long chain of versions back to there, but its

@@ -3,10 +3,15 @@
 //! The records stand in leaves of a few dozen, in order; branches lead to them by bounds. Appending leaves full leaves
 //! behind. A clone shares every node; a write copies those on its way that are shared.
 //!
+//! A record is somewhere in memory, and looking at its key is most of what a search costs. So a leaf has a byte of each
+//! key's hash: what is there is found by looking at one record, seldom at another that has the same byte.
+//!
 //! Invariants:
 //! - All leaves are equally deep. A branch has a child at least, and one more than bounds.
 //! - Every record below a branch's child is at or above the bound before the child, and below the bound after it.
 use std::{borrow::Borrow, collections::VecDeque, fmt::Debug, ops::Bound, sync::Arc};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Key, Position, Record};
 
@@ -25,6 +30,8 @@ pub trait Order {
 
     fn key(record: &Record) -> &Self::Key;
     fn bound(record: &Record) -> Self::Bound;
+    /// A byte that tells most keys from one another.
+    fn tag(key: &Self::Key) -> u8;
 
     fn key_of(bound: &Self::Bound) -> &Self::Key {
         bound.borrow()
@@ -46,6 +53,10 @@ impl Order for ByKey {
     fn bound(record: &Record) -> Key {
         Key::from(record.key())
     }
+
+    fn tag(key: &[u8]) -> u8 {
+        xxh3_64(key) as u8
+    }
 }
 
 /// In the order of history.
@@ -63,6 +74,10 @@ impl Order for ByPosition {
     fn bound(record: &Record) -> Position {
         *record.position()
     }
+
+    fn tag(position: &Position) -> u8 {
+        (position.main as u8).wrapping_add(position.sub as u8)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -73,8 +88,15 @@ pub struct Sorted<O: Order> {
 
 #[derive(Debug, Clone)]
 enum Node<B> {
-    Leaf(Arc<Vec<Record>>),
+    Leaf(Arc<Leaf>),
     Branch(Arc<Branch<B>>),
+}
+
+#[derive(Debug, Clone, Default)]
+struct Leaf {
+    records: Vec<Record>,
+    /// Of each record, the tag of its key.
+    tags: [u8; FULL],
 }
 
 #[derive(Debug, Clone)]
@@ -98,7 +120,7 @@ impl<O: Order> Sorted<O> {
         let mut node = &self.root;
         loop {
             match node {
-                Node::Leaf(leaf) => return search::<O>(leaf, key).ok().map(|at| &leaf[at]),
+                Node::Leaf(leaf) => return leaf.find::<O>(key).map(|at| &leaf.records[at]),
                 Node::Branch(branch) => node = &branch.children[branch.child::<O>(key)],
             }
         }
@@ -135,6 +157,60 @@ impl<O: Order> Sorted<O> {
     }
 }
 
+/// Makes one of records that come in their order, faster than by insertion.
+#[derive(Debug)]
+pub struct Builder<O: Order> {
+    /// The last one, not yet full.
+    leaf: Leaf,
+    /// Those before it, each with the bound before it.
+    leaves: Vec<(O::Bound, Node<O::Bound>)>,
+    len: usize,
+}
+
+impl<O: Order> Default for Builder<O> {
+    fn default() -> Self {
+        Builder { leaf: Leaf::default(), leaves: Vec::new(), len: 0 }
+    }
+}
+
+impl<O: Order> Builder<O> {
+    /// The next record, beyond all so far.
+    pub fn push(&mut self, record: Record) {
+        debug_assert!(self.leaf.records.last().is_none_or(|last| O::key(last) < O::key(&record)));
+        if self.leaf.records.len() == FULL {
+            self.end_leaf();
+        }
+        let tag = O::tag(O::key(&record));
+        self.leaf.put(self.leaf.records.len(), tag, record);
+        self.len += 1;
+    }
+
+    fn end_leaf(&mut self) {
+        let records = Vec::with_capacity(FULL);
+        let leaf = std::mem::replace(&mut self.leaf, Leaf { records, tags: [0; FULL] });
+        self.leaves.push((O::bound(&leaf.records[0]), Node::Leaf(Arc::new(leaf))));
+    }
+
+    pub fn finish(mut self) -> Sorted<O> {
+        if self.len > 0 {
+            self.leaf.records.shrink_to_fit();
+            self.end_leaf();
+        }
+        let mut nodes = self.leaves;
+        while nodes.len() > 1 {
+            let mut below = nodes.into_iter().peekable();
+            nodes = Vec::new();
+            while below.peek().is_some() {
+                let (mut bounds, children): (Vec<_>, Vec<_>) = below.by_ref().take(FULL).unzip();
+                let bound = bounds.remove(0);
+                nodes.push((bound, Node::Branch(Arc::new(Branch { bounds, children }))));
+            }
+        }
+        let root = nodes.pop().map_or_else(|| Node::Leaf(Arc::default()), |(_, root)| root);
+        Sorted { root, len: self.len }
+    }
+}
+
 /// What an insertion came to: the record replaced, and what was split off with the bound before it.
 type Inserted<B> = (Option<Record>, Option<(B, Node<B>)>);
 
@@ -142,14 +218,14 @@ impl<B: Clone> Node<B> {
     /// Records or children.
     fn len(&self) -> usize {
         match self {
-            Node::Leaf(leaf) => leaf.len(),
+            Node::Leaf(leaf) => leaf.records.len(),
             Node::Branch(branch) => branch.children.len(),
         }
     }
 
     fn insert<O: Order<Bound = B>>(&mut self, record: Record) -> Inserted<B> {
         match self {
-            Node::Leaf(leaf) => insert_into_leaf::<O>(Arc::make_mut(leaf), record),
+            Node::Leaf(leaf) => Arc::make_mut(leaf).insert::<O>(record),
             Node::Branch(branch) => Arc::make_mut(branch).insert::<O>(record),
         }
     }
@@ -158,7 +234,7 @@ impl<B: Clone> Node<B> {
     fn remove<O: Order<Bound = B>>(&mut self, key: &O::Key) -> Record {
         match self {
             Node::Leaf(leaf) => {
-                let at = search::<O>(leaf, key).expect("it is there");
+                let at = leaf.find::<O>(key).expect("it is there");
                 Arc::make_mut(leaf).remove(at)
             }
             Node::Branch(branch) => Arc::make_mut(branch).remove::<O>(key),
@@ -168,11 +244,7 @@ impl<B: Clone> Node<B> {
     /// Takes in what follows after `bound`, a node of the same depth.
     fn append(&mut self, bound: B, right: Node<B>) {
         match (self, right) {
-            (Node::Leaf(left), Node::Leaf(right)) => {
-                let left = Arc::make_mut(left);
-                left.reserve_exact(right.len());
-                left.extend(right.iter().cloned());
-            }
+            (Node::Leaf(left), Node::Leaf(right)) => Arc::make_mut(left).append(&right),
             (Node::Branch(left), Node::Branch(right)) => {
                 let left = Arc::make_mut(left);
                 left.bounds.push(bound);
@@ -220,24 +292,65 @@ impl<B: Clone> Branch<B> {
     }
 }
 
-fn insert_into_leaf<O: Order>(leaf: &mut Vec<Record>, record: Record) -> Inserted<O::Bound> {
-    match search::<O>(leaf, O::key(&record)) {
-        Ok(at) => (Some(std::mem::replace(&mut leaf[at], record)), None),
-        Err(at) if leaf.len() < FULL => {
-            put(leaf, at, record);
-            (None, None)
+impl Leaf {
+    /// Where the record with this key is.
+    fn find<O: Order>(&self, key: &O::Key) -> Option<usize> {
+        let tag = O::tag(key);
+        (0..self.records.len()).find(|at| self.tags[*at] == tag && O::key(&self.records[*at]) == key)
+    }
+
+    fn insert<O: Order>(&mut self, record: Record) -> Inserted<O::Bound> {
+        let (key, tag) = (O::key(&record), O::tag(O::key(&record)));
+        if let Some(at) = self.find::<O>(key) {
+            return (Some(std::mem::replace(&mut self.records[at], record)), None);
         }
-        Err(at) => {
-            // Whoever appends leaves full leaves behind.
-            let middle = if at == FULL { FULL } else { FULL / 2 };
-            let mut right = leaf.split_off(middle);
-            match at.checked_sub(middle) {
-                Some(at) => put(&mut right, at, record),
-                None => put(leaf, at, record),
-            }
-            leaf.shrink_to_fit();
-            (None, Some((O::bound(&right[0]), Node::Leaf(Arc::new(right)))))
+        let at = match self.records.last() {
+            // Who appends need not look at any other.
+            Some(last) if O::key(last) > key => self.records.partition_point(|other| O::key(other) < key),
+            _ => self.records.len(),
+        };
+        if self.records.len() < FULL {
+            self.put(at, tag, record);
+            return (None, None);
         }
+        // Whoever appends leaves full leaves behind.
+        let middle = if at == FULL { FULL } else { FULL / 2 };
+        let mut right = self.split_off(middle);
+        match at.checked_sub(middle) {
+            Some(at) => right.put(at, tag, record),
+            None => self.put(at, tag, record),
+        }
+        self.records.shrink_to_fit();
+        (None, Some((O::bound(&right.records[0]), Node::Leaf(Arc::new(right)))))
+    }
+
+    fn put(&mut self, at: usize, tag: u8, record: Record) {
+        let len = self.records.len();
+        if len == self.records.capacity() {
+            self.records.reserve_exact(LEAF_STEP);
+        }
+        self.records.insert(at, record);
+        self.tags.copy_within(at..len, at + 1);
+        self.tags[at] = tag;
+    }
+
+    fn remove(&mut self, at: usize) -> Record {
+        self.tags.copy_within(at + 1..self.records.len(), at);
+        self.records.remove(at)
+    }
+
+    fn split_off(&mut self, middle: usize) -> Leaf {
+        let mut right = Leaf { records: self.records.split_off(middle), tags: [0; FULL] };
+        right.tags[..FULL - middle].copy_from_slice(&self.tags[middle..]);
+        right
+    }
+
+    /// Takes in what follows; both together are no more than fit.
+    fn append(&mut self, right: &Leaf) {
+        let (len, more) = (self.records.len(), right.records.len());
+        self.records.reserve_exact(more);
+        self.records.extend(right.records.iter().cloned());
+        self.tags[len..len + more].copy_from_slice(&right.tags[..more]);
     }
 }
 
@@ -270,7 +383,7 @@ impl<'a, B> Iterator for Leaves<'a, B> {
     fn next(&mut self) -> Option<&'a [Record]> {
         loop {
             match self.nodes.pop_front()? {
-                Node::Leaf(leaf) => return Some(leaf),
+                Node::Leaf(leaf) => return Some(&leaf.records),
                 Node::Branch(branch) => branch.children.iter().rev().for_each(|child| self.nodes.push_front(child)),
             }
         }
@@ -281,7 +394,7 @@ impl<B> DoubleEndedIterator for Leaves<'_, B> {
     fn next_back(&mut self) -> Option<Self::Item> {
         loop {
             match self.nodes.pop_back()? {
-                Node::Leaf(leaf) => return Some(leaf),
+                Node::Leaf(leaf) => return Some(&leaf.records),
                 Node::Branch(branch) => self.nodes.extend(&branch.children),
             }
         }
@@ -294,21 +407,6 @@ fn borrowed<O: Order, K: Borrow<O::Key>>(bound: &Bound<K>) -> Bound<&O::Key> {
         Bound::Excluded(key) => Bound::Excluded(key.borrow()),
         Bound::Unbounded => Bound::Unbounded,
     }
-}
-
-fn search<O: Order>(leaf: &[Record], key: &O::Key) -> Result<usize, usize> {
-    // Who appends needs to see the last one only: each record that is looked at is a walk through memory.
-    if leaf.last().is_none_or(|last| O::key(last) < key) {
-        return Err(leaf.len());
-    }
-    leaf.binary_search_by(|record| O::key(record).cmp(key))
-}
-
-fn put(leaf: &mut Vec<Record>, at: usize, record: Record) {
-    if leaf.len() == leaf.capacity() {
-        leaf.reserve_exact(LEAF_STEP);
-    }
-    leaf.insert(at, record);
 }
 
 fn within<'a, O: Order>(leaf: &'a [Record], low: Bound<&O::Key>, high: Bound<&O::Key>) -> &'a [Record] {
@@ -351,7 +449,9 @@ impl<B: Ord + Clone> Node<B> {
         match self {
             Node::Leaf(leaf) => {
                 let inside = |key| O::key_of(low) <= key && high.is_none_or(|high| key < O::key_of(high));
-                assert!(leaf.iter().all(|record| inside(O::key(record))));
+                let tags = leaf.records.iter().map(|record| O::tag(O::key(record)));
+                assert!(tags.eq(leaf.tags[..leaf.records.len()].iter().copied()));
+                assert!(leaf.records.iter().all(|record| inside(O::key(record))));
                 1
             }
             Node::Branch(branch) => {
@@ -436,6 +536,25 @@ mod tests {
         }
         map.check();
         assert_eq!((map.len(), map.root.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_built_is_what_is_appended() {
+        for len in [0, 1, FULL, FULL + 1, FULL * FULL, FULL * FULL + 1, 3 * FULL * FULL - 7, FULL * FULL * FULL + 5] {
+            let (mut appended, mut built) = (Sorted::<ByPosition>::default(), Builder::<ByPosition>::default());
+            for main in 0..len as i64 {
+                appended.insert(record(0, main));
+                built.push(record(0, main));
+            }
+            let mut built = built.finish();
+            for main in [len as i64, -1] {
+                built.check();
+                assert_eq!(built.len(), appended.len());
+                assert!(built.iter().eq(appended.iter()));
+                assert!(built.insert(record(0, main)).is_none(), "and goes on as any other");
+                appended.insert(record(0, main));
+            }
+        }
     }
 
     #[test]
