@@ -206,7 +206,7 @@ impl Snapshots {
         let loaded = load::load(&*self.disk, &path, has_checksum).await?;
         let machine = loaded.machine;
         // A file that etcd has written to since is checked by its structure alone.
-        if let Some(found) = loaded.checksum.filter(|_| loaded.is_ours) {
+        if let Some(found) = loaded.checksum {
             let found = image::hex(&found.bytes());
             let sidecars = checksum_names(machine.applied()).into_iter().filter(|sidecar| names.contains(sidecar));
             self.check_sum(name, &found, sidecars.collect()).await?;

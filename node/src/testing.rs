@@ -95,7 +95,9 @@ impl File for MemoryFile {
 
     fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Vec<u8>>> {
         self.2.lock().push(offset);
-        now(Ok(self.0.lock().iter().skip(offset as usize).take(len).copied().collect()))
+        let bytes = self.0.lock();
+        let start = bytes.len().min(offset as usize);
+        now(Ok(bytes[start..bytes.len().min(start + len)].to_vec()))
     }
 
     fn write_at(&self, offset: u64, data: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
@@ -129,11 +131,16 @@ impl File for MemoryFile {
 
 /// A state of so many puts.
 pub fn state(index: u64) -> State {
+    state_of((1..=index).map(|_| Bytes::from_static(b"value")))
+}
+
+/// A state with these values, each put to a key of its own.
+pub fn state_of(values: impl IntoIterator<Item = Bytes>) -> State {
     let mut machine = Machine::default();
-    for index in 1..=index {
+    for (index, value) in (1..).zip(values) {
         let put = Put {
             key: format!("key {index}").into(),
-            value: Bytes::from_static(b"value"),
+            value,
             lease: LeaseId(0),
             previous: false,
             ignore_value: false,

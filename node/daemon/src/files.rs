@@ -173,12 +173,12 @@ fn sync_range(file: &fs::File, offset: u64, len: u64, flags: libc::c_uint) -> io
 /// Reads what follows in a file after `bytes`, which start at `offset`, until they are `len`; into memory that need not
 /// be cleared before. Returns how many came.
 fn append_from(file: &fs::File, bytes: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<usize> {
-    let at = libc::off_t::try_from(offset + bytes.len() as u64).map_err(io::Error::other)?;
+    let at = libc::off64_t::try_from(offset + bytes.len() as u64).map_err(io::Error::other)?;
     let missing = len - bytes.len();
     bytes.reserve_exact(missing);
     let room = &mut bytes.spare_capacity_mut()[..missing];
     // SAFETY: the descriptor is open, and the call writes no more than there is room for.
-    let read = unsafe { libc::pread(file.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), at) };
+    let read = unsafe { libc::pread64(file.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), at) };
     let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the call has written so many bytes behind those that were there.
     unsafe { bytes.set_len(bytes.len() + read) };

@@ -26,10 +26,8 @@ const CHUNKS_MAX: usize = 64;
 
 pub struct Loaded {
     pub machine: Machine,
-    /// Of the whole file, if it was asked for.
+    /// Of the whole file, if it was asked for, and if the file is as our writer left it: etcd counts its transactions on.
     pub checksum: Option<Checksum>,
-    /// Whether the file is as our writer left it: etcd counts its transactions on.
-    pub is_ours: bool,
 }
 
 /// What is wrong with a file's contents, and where.
@@ -51,8 +49,11 @@ struct Parser {
 }
 
 enum Turn {
-    /// The chunk at this offset is missing.
-    Read(u64),
+    /// The chunk at this offset is missing, of so many that are needed at once.
+    Read {
+        offset: u64,
+        wanted: usize,
+    },
     End,
 }
 
@@ -61,15 +62,15 @@ pub async fn load(disk: &dyn Disk, path: &Path, with_checksum: bool) -> Result<L
     let file_bytes = file.len().await.map_err(|error| failed("read", path, error))?;
     let mut sum = with_checksum.then(Sum::default);
     let (machine, is_ours) = parse(&*file, file_bytes, path, sum.as_mut()).await?;
-    let checksum = match sum {
+    let checksum = match sum.filter(|_| is_ours) {
         Some(sum) => Some(sum.finish(&*file, file_bytes).await.map_err(|error| failed("read", path, error))?),
         None => None,
     };
-    Ok(Loaded { machine, checksum, is_ours })
+    Ok(Loaded { machine, checksum })
 }
 
-/// The machine, and whether the file is as our writer left it. While rows are taken from one chunk, the next one is
-/// read, and those before it are summed.
+/// The machine, and whether the file is as our writer left it. While rows are taken from one chunk, those before it are
+/// summed, and the next one is read, if it looks as if chunks were asked for in the order of the file.
 async fn parse(
     file: &dyn File,
     file_bytes: u64,
@@ -78,9 +79,8 @@ async fn parse(
 ) -> Result<(Machine, bool), Failure> {
     let damaged = |Damage { offset, reason }| Failure::DamagedState { path: path.to_owned(), offset, reason };
     let mut parser = Box::new(Parser::new(file_bytes));
-    let mut ahead = None;
+    let (mut last, mut next) = (None, None);
     loop {
-        let next = parser.next_missing(ahead);
         let parsing = background::run(move || {
             let turn = parser.run();
             (parser, turn)
@@ -97,24 +97,23 @@ async fn parse(
         };
         let (turn, read);
         ((parser, turn), read, ()) = join3(parsing, reading, summing).await;
+        let Turn::Read { offset, wanted } = turn.map_err(damaged)? else { break };
+        let is_in_order = parser.next_missing(last) == Some(offset);
         if let Some((offset, chunk)) = read {
-            parser.keep(offset, chunk);
+            parser.keep(offset, chunk, wanted);
         }
-        match turn.map_err(damaged)? {
-            Turn::End => break,
-            Turn::Read(offset) => {
-                if !parser.chunks.contains_key(&offset) {
-                    let chunk = read_chunk(file, offset, file_bytes).await;
-                    parser.keep(offset, chunk.map_err(|error| failed("read", path, error))?);
-                }
-                ahead = Some(offset);
-            }
+        if !parser.chunks.contains_key(&offset) {
+            let chunk = read_chunk(file, offset, file_bytes).await;
+            parser.keep(offset, chunk.map_err(|error| failed("read", path, error))?, wanted);
         }
+        last = Some(offset);
+        next = parser.next_missing(last).filter(|_| is_in_order);
         if let Some(sum) = &mut sum {
             sum.note(&parser.chunks);
         }
     }
-    let Parser { builder, transaction, .. } = *parser;
+    let Parser { builder, transaction, chunks, .. } = *parser;
+    drop(chunks);
     let machine = background::run(move || builder.finish()).await;
     let machine = machine.map_err(|error| match error {
         // Nothing is wrong with it.
@@ -197,7 +196,9 @@ impl Parser {
                 }
                 Next::Bytes { offset, len } => match self.slice(offset, len) {
                     Ok(bytes) => self.reader.give(bytes),
-                    Err(missing) => return Ok(Turn::Read(missing)),
+                    Err(missing) => {
+                        return Ok(Turn::Read { offset: missing, wanted: len / CHUNK_BYTES as usize + 2 });
+                    }
                 },
             }
         }
@@ -225,27 +226,21 @@ impl Parser {
         Ok(bytes.into())
     }
 
-    /// The chunk to read before it is asked for, if there is any: the first missing one after this.
+    /// The first missing chunk after one, if there is any.
     fn next_missing(&self, after: Option<u64>) -> Option<u64> {
         let mut following = (after? + CHUNK_BYTES..self.file_bytes).step_by(CHUNK_BYTES as usize);
         following.find(|offset| !self.chunks.contains_key(offset))
     }
 
-    fn keep(&mut self, offset: u64, chunk: Bytes) {
-        if self.order.len() >= CHUNKS_MAX.max(self.wanted_chunks()) {
+    /// A value may be larger than all chunks that are kept otherwise. Between two of those that are `wanted` one may come
+    /// that is not: none of the wanted ones goes before all are there.
+    fn keep(&mut self, offset: u64, chunk: Bytes, wanted: usize) {
+        if self.order.len() >= CHUNKS_MAX.max(2 * wanted) {
             let oldest = self.order.pop_front().expect("it is full");
             self.chunks.remove(&oldest);
         }
         self.order.push_back(offset);
         self.chunks.insert(offset, chunk);
-    }
-
-    /// A value may be larger than all chunks that are kept otherwise.
-    fn wanted_chunks(&mut self) -> usize {
-        match self.reader.pull() {
-            Ok(Next::Bytes { len, .. }) => len / CHUNK_BYTES as usize + 2,
-            _ => 0,
-        }
     }
 }
 
@@ -253,13 +248,13 @@ impl Parser {
 mod tests {
     use std::sync::Arc;
 
-    use detcd_core::types::Index;
+    use detcd_core::{replica::State, types::Index};
     use parking_lot::Mutex;
 
     use super::*;
     use crate::{
         snapshots::Image,
-        testing::{Memory, state},
+        testing::{Memory, state, state_of},
     };
 
     const PATH: &str = "/snap/db";
@@ -276,18 +271,36 @@ mod tests {
         checksum.bytes()
     }
 
-    #[tokio::test]
-    async fn a_file_of_ours_is_read_once_for_rows_and_checksum() {
-        let (mut image, mut file) = (Image::of(state(60_000)).await, Vec::new());
+    async fn file_of(state: State) -> Vec<u8> {
+        let (mut image, mut file) = (Image::of(state).await, Vec::new());
         while let Some(piece) = image.next().await {
             file.extend_from_slice(&piece);
         }
+        file
+    }
+
+    /// All of its chunks are needed at once.
+    #[tokio::test]
+    async fn a_value_larger_than_what_is_kept_is_loaded() {
+        let value = Bytes::from(vec![b'v'; (CHUNKS_MAX + 3) * CHUNK_BYTES as usize]);
+        let few = || std::iter::repeat_n(Bytes::from_static(b"value"), 5_000);
+        let file = file_of(state_of(few().chain([value.clone()]).chain(few()))).await;
+        let (chunks, memory) = (file.len().div_ceil(CHUNK_BYTES as usize), memory(file));
+        let loaded = load(&memory, Path::new(PATH), false).await.map_err(|failure| failure.to_string()).unwrap();
+        assert_eq!(loaded.machine.store.get(b"key 5001").expect("it was put").value(), value);
+        let reads = memory.reads.lock().len();
+        assert!(reads <= chunks + 3, "{reads} reads of {chunks} chunks");
+    }
+
+    #[tokio::test]
+    async fn a_file_of_ours_is_read_once_for_rows_and_checksum() {
+        let file = file_of(state(60_000)).await;
         let (chunks, expected) = (file.len().div_ceil(CHUNK_BYTES as usize), sum(&file));
         assert!(chunks > 2, "{chunks}");
         let memory = memory(file);
         let loaded = load(&memory, Path::new(PATH), true).await.map_err(|failure| failure.to_string()).unwrap();
         assert_eq!(loaded.checksum.expect("it was asked for").bytes(), expected);
-        assert_eq!((loaded.machine.applied(), loaded.is_ours), (Index(60_000), true));
+        assert_eq!(loaded.machine.applied(), Index(60_000));
         let mut reads = memory.reads.lock().clone();
         reads.sort();
         assert_eq!(reads, (0..chunks as u64).map(|chunk| chunk * CHUNK_BYTES).collect::<Vec<_>>());

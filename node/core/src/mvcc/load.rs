@@ -100,7 +100,7 @@ struct Assembly {
 /// A record's place in history, and what its key is sorted by.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    head: u128,
+    head: [u64; 2],
     at: u32,
     length: u32,
 }
@@ -186,7 +186,10 @@ impl Standing {
         if self.version == 0 {
             return if alive.is_some() { Ok(()) } else { Err("it deletes a key that does not exist") };
         }
-        let expected = alive.map_or((self.modified(), 1), |alive| (alive.created, alive.version + 1));
+        let expected = match alive {
+            Some(alive) => (alive.created, alive.version.checked_add(1).ok_or("its version cannot be followed")?),
+            None => (self.modified(), 1),
+        };
         match (self.created, self.version) == expected {
             true => Ok(()),
             false => Err("its creation and version do not continue the key's history"),
@@ -215,14 +218,13 @@ fn check(position: Position, tombstone: bool, row: &RowValue<'_>) -> Result<(), 
 }
 
 /// Bytes of the key, such that numbers compare as bytes do.
-fn head(key: &[u8], depth: usize) -> u128 {
+fn head(key: &[u8], depth: usize) -> [u64; 2] {
     let rest = &key[depth.min(key.len())..];
-    if let Some(head) = rest.first_chunk() {
-        return u128::from_be_bytes(*head);
-    }
     let mut head = [0; HEAD_BYTES];
-    head[..rest.len()].copy_from_slice(rest);
-    u128::from_be_bytes(head)
+    let len = rest.len().min(HEAD_BYTES);
+    head[..len].copy_from_slice(&rest[..len]);
+    let (first, second) = head.split_at(HEAD_BYTES / 2);
+    [first, second].map(|half| u64::from_be_bytes(half.try_into().expect("half of a head")))
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Records in order: a persistent B-tree whose entries are the records themselves, a word each.
+//! Records in order: a persistent B-tree whose entries are the records themselves, a word and a byte each.
 //!
 //! The records stand in leaves of a few dozen, in order; branches lead to them by bounds. Appending leaves full leaves
 //! behind. A clone shares every node; a write copies those on its way that are shared.
 //!
 //! A record is somewhere in memory, and looking at its key is most of what a search costs. So a leaf has a byte of each
-//! key's hash: what is there is found by looking at one record, seldom at another that has the same byte.
+//! key, its tag: what is there is found by looking at one record, seldom at another that has the same byte.
 //!
 //! Invariants:
 //! - All leaves are equally deep. A branch has a child at least, and one more than bounds.
@@ -120,7 +120,7 @@ impl<O: Order> Sorted<O> {
         let mut node = &self.root;
         loop {
             match node {
-                Node::Leaf(leaf) => return leaf.find::<O>(key).map(|at| &leaf.records[at]),
+                Node::Leaf(leaf) => return leaf.find::<O>(key, O::tag(key)).map(|at| &leaf.records[at]),
                 Node::Branch(branch) => node = &branch.children[branch.child::<O>(key)],
             }
         }
@@ -234,7 +234,7 @@ impl<B: Clone> Node<B> {
     fn remove<O: Order<Bound = B>>(&mut self, key: &O::Key) -> Record {
         match self {
             Node::Leaf(leaf) => {
-                let at = leaf.find::<O>(key).expect("it is there");
+                let at = leaf.find::<O>(key, O::tag(key)).expect("it is there");
                 Arc::make_mut(leaf).remove(at)
             }
             Node::Branch(branch) => Arc::make_mut(branch).remove::<O>(key),
@@ -265,7 +265,15 @@ impl<B: Clone> Branch<B> {
     fn insert<O: Order<Bound = B>>(&mut self, record: Record) -> Inserted<B> {
         let at = self.child::<O>(O::key(&record));
         let (replaced, split) = self.children[at].insert::<O>(record);
-        let Some((bound, right)) = split else { return (replaced, None) };
+        let Some((bound, mut right)) = split else { return (replaced, None) };
+        // Each key may come just before the last, behind a full leaf: then what is split off is one record every time.
+        if let Some(next) = self.children.get(at + 1)
+            && right.len() + next.len() <= FULL
+        {
+            right.append(self.bounds[at].clone(), next.clone());
+            (self.bounds[at], self.children[at + 1]) = (bound, right);
+            return (replaced, None);
+        }
         self.bounds.insert(at, bound);
         self.children.insert(at + 1, right);
         if self.children.len() <= FULL {
@@ -294,14 +302,13 @@ impl<B: Clone> Branch<B> {
 
 impl Leaf {
     /// Where the record with this key is.
-    fn find<O: Order>(&self, key: &O::Key) -> Option<usize> {
-        let tag = O::tag(key);
+    fn find<O: Order>(&self, key: &O::Key, tag: u8) -> Option<usize> {
         (0..self.records.len()).find(|at| self.tags[*at] == tag && O::key(&self.records[*at]) == key)
     }
 
     fn insert<O: Order>(&mut self, record: Record) -> Inserted<O::Bound> {
         let (key, tag) = (O::key(&record), O::tag(O::key(&record)));
-        if let Some(at) = self.find::<O>(key) {
+        if let Some(at) = self.find::<O>(key, tag) {
             return (Some(std::mem::replace(&mut self.records[at], record)), None);
         }
         let at = match self.records.last() {
@@ -327,7 +334,7 @@ impl Leaf {
     fn put(&mut self, at: usize, tag: u8, record: Record) {
         let len = self.records.len();
         if len == self.records.capacity() {
-            self.records.reserve_exact(LEAF_STEP);
+            self.records.reserve_exact(LEAF_STEP.min(FULL - len));
         }
         self.records.insert(at, record);
         self.tags.copy_within(at..len, at + 1);
@@ -485,42 +492,75 @@ mod tests {
         Record::new(&Fields { key: &key.to_be_bytes(), position, version: 1, ..Fields::default() })
     }
 
+    /// As if all keys had the same tag.
+    #[derive(Debug, Clone)]
+    struct WithoutTags;
+
+    impl Order for WithoutTags {
+        type Key = [u8];
+        type Bound = Key;
+
+        fn key(record: &Record) -> &[u8] {
+            ByKey::key(record)
+        }
+
+        fn bound(record: &Record) -> Key {
+            ByKey::bound(record)
+        }
+
+        fn tag(_: &[u8]) -> u8 {
+            7
+        }
+    }
+
+    /// Whether they are put, whether they go up, where they begin, how many there are and how far apart.
+    type Run = (bool, bool, u16, u16, u16);
+
+    fn check_map<O: Order<Key = [u8], Bound = Key> + Clone>(
+        runs: &[Run],
+        (low, high): (u16, u16),
+    ) -> Result<(), TestCaseError> {
+        let (mut map, mut plain, mut main) = (Sorted::<O>::default(), BTreeMap::new(), 0);
+        for &(inserts, up, first, count, stride) in runs {
+            let (view, before) = (map.clone(), plain.clone());
+            for step in 0..count {
+                let key = if up { first + step * stride } else { first + (count - step) * stride };
+                main += 1;
+                let (was, expected) = match inserts {
+                    true => (map.insert(record(key, main)), plain.insert(key, record(key, main))),
+                    false => (map.remove(&key.to_be_bytes()), plain.remove(&key)),
+                };
+                prop_assert_eq!(was, expected);
+            }
+            map.check();
+            prop_assert!(map.iter().eq(plain.values()));
+            prop_assert!(view.iter().eq(before.values()));
+            prop_assert!((0..8_000).all(|key: u16| map.get(&key.to_be_bytes()) == plain.get(&key)));
+        }
+        let (low, high) = (low.min(high), low.max(high));
+        let (low_key, high_key) = (&low.to_be_bytes()[..], &high.to_be_bytes()[..]);
+        let bounds = [
+            (Bound::Included(low_key), Bound::Included(high_key), (Bound::Included(low), Bound::Included(high))),
+            (Bound::Included(low_key), Bound::Unbounded, (Bound::Included(low), Bound::Unbounded)),
+            (Bound::Excluded(low_key), Bound::Unbounded, (Bound::Excluded(low), Bound::Unbounded)),
+            (Bound::Unbounded, Bound::Excluded(high_key), (Bound::Unbounded, Bound::Excluded(high))),
+        ];
+        for (from, to, expected) in bounds {
+            prop_assert!(map.range(from, to).eq(plain.range(expected).map(|(_, record)| record)));
+            prop_assert!(map.range(from, to).rev().eq(plain.range(expected).rev().map(|(_, record)| record)));
+        }
+        Ok(())
+    }
+
     proptest! {
         /// Runs of keys, up and down, that are put or removed, so that leaves fill, split, empty and merge.
         #[test]
         fn it_is_a_map_and_views_of_it_stay(
             runs in vec((any::<bool>(), any::<bool>(), 0u16..2_000, 1u16..1_500, 1u16..5), 1..20),
-            (low, high) in (0u16..2_500, 0u16..2_500),
+            bounds in (0u16..2_500, 0u16..2_500),
+            tags in any::<bool>(),
         ) {
-            let (mut map, mut plain, mut main) = (Sorted::<ByKey>::default(), BTreeMap::new(), 0);
-            for (inserts, up, first, count, stride) in runs {
-                let (view, before) = (map.clone(), plain.clone());
-                for step in 0..count {
-                    let key = if up { first + step * stride } else { first + (count - step) * stride };
-                    main += 1;
-                    let (was, expected) = match inserts {
-                        true => (map.insert(record(key, main)), plain.insert(key, record(key, main))),
-                        false => (map.remove(&key.to_be_bytes()), plain.remove(&key)),
-                    };
-                    prop_assert_eq!(was, expected);
-                }
-                map.check();
-                prop_assert!(map.iter().eq(plain.values()));
-                prop_assert!(view.iter().eq(before.values()));
-                prop_assert!((0..8_000).all(|key: u16| map.get(&key.to_be_bytes()) == plain.get(&key)));
-            }
-            let (low, high) = (low.min(high), low.max(high));
-            let (low_key, high_key) = (&low.to_be_bytes()[..], &high.to_be_bytes()[..]);
-            let bounds = [
-                (Bound::Included(low_key), Bound::Included(high_key), (Bound::Included(low), Bound::Included(high))),
-                (Bound::Included(low_key), Bound::Unbounded, (Bound::Included(low), Bound::Unbounded)),
-                (Bound::Excluded(low_key), Bound::Unbounded, (Bound::Excluded(low), Bound::Unbounded)),
-                (Bound::Unbounded, Bound::Excluded(high_key), (Bound::Unbounded, Bound::Excluded(high))),
-            ];
-            for (from, to, expected) in bounds {
-                prop_assert!(map.range(from, to).eq(plain.range(expected).map(|(_, record)| record)));
-                prop_assert!(map.range(from, to).rev().eq(plain.range(expected).rev().map(|(_, record)| record)));
-            }
+            if tags { check_map::<ByKey>(&runs, bounds)? } else { check_map::<WithoutTags>(&runs, bounds)? }
         }
     }
 
@@ -542,19 +582,38 @@ mod tests {
     fn what_is_built_is_what_is_appended() {
         for len in [0, 1, FULL, FULL + 1, FULL * FULL, FULL * FULL + 1, 3 * FULL * FULL - 7, FULL * FULL * FULL + 5] {
             let (mut appended, mut built) = (Sorted::<ByPosition>::default(), Builder::<ByPosition>::default());
-            for main in 0..len as i64 {
+            for main in 1..=len as i64 {
                 appended.insert(record(0, main));
                 built.push(record(0, main));
             }
             let mut built = built.finish();
-            for main in [len as i64, -1] {
+            for main in [len as i64 + 1, 0] {
                 built.check();
                 assert_eq!(built.len(), appended.len());
                 assert!(built.iter().eq(appended.iter()));
                 assert!(built.insert(record(0, main)).is_none(), "and goes on as any other");
                 appended.insert(record(0, main));
             }
+            for main in (0..=len as i64 + 1).rev() {
+                assert!(built.remove(&Position { main, sub: 0 }).is_some());
+                if main % 1_000 == 0 {
+                    built.check();
+                }
+            }
+            assert_eq!(built.iter().count(), 0);
         }
+    }
+
+    #[test]
+    fn what_comes_in_descending_order_behind_a_full_leaf_fills_leaves_too() {
+        let mut map = Builder::<ByKey>::default();
+        (0..100 * FULL as u16).for_each(|key| map.push(record(key, 1)));
+        let mut map = map.finish();
+        map.insert(record(u16::MAX, 1));
+        (30_000..40_000).rev().for_each(|key| assert!(map.insert(record(key, 1)).is_none()));
+        map.check();
+        let leaves = Leaves { nodes: [&map.root].into() }.count();
+        assert!(leaves < 100 + 10_000 / (FULL / 2) + 10, "{leaves}");
     }
 
     #[test]
