@@ -57,7 +57,8 @@ pub struct RunArgs {
     pub scenario: PathBuf,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Shows log lines on standard error, in simulated time: TARGET=LEVEL, such as node=debug.
+    /// Shows log lines on standard error, in simulated time: TARGET=LEVEL, such as node=debug. Targets: node, peers,
+    /// snapshots, api, and libraries by their names; levels: error, warn, info, debug, trace.
     #[arg(long, value_name = "TARGET=LEVEL")]
     pub log: Vec<String>,
     /// Plants a bug, to see whether a law catches it.
@@ -205,7 +206,11 @@ fn start_log(directives: &[String]) -> Result<(), String> {
     }
     let mut filter = EnvFilter::new("off");
     for directive in directives {
-        let parsed = directive.parse().map_err(|_| format!("--log {directive}: expected TARGET=LEVEL"))?;
+        let parsed = directive.parse().ok().filter(|_| directive.contains('=')).ok_or_else(|| {
+            format!(
+                "--log {directive}: expected TARGET=LEVEL, such as node=debug; levels: error, warn, info, debug, trace"
+            )
+        })?;
         filter = filter.add_directive(parsed);
     }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_timer(SimulatedTime).with_ansi(false);

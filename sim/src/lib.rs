@@ -9,6 +9,7 @@ mod churn;
 pub mod cli;
 pub mod history;
 pub mod memory;
+mod names;
 pub mod nemesis;
 pub mod oracle;
 pub mod plant;

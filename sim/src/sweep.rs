@@ -2,12 +2,13 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, IsTerminal, Write},
+    io::{BufRead, BufReader, ErrorKind, IsTerminal, Write},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
+        Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
-        mpsc,
     },
 };
 
@@ -28,8 +29,8 @@ pub struct Args {
     #[arg(long, default_value = "1..100")]
     seeds: String,
     /// Processes at once.
-    #[arg(long, default_value_t = 1)]
-    jobs: usize,
+    #[arg(long, default_value_t = NonZeroUsize::MIN)]
+    jobs: NonZeroUsize,
     /// Prints each run's summary as a line of JSON.
     #[arg(long)]
     json: bool,
@@ -40,7 +41,7 @@ pub struct Args {
     /// Plants a bug, to see after how many seeds a law catches it.
     #[arg(long, value_enum)]
     plant: Option<Plant>,
-    /// Stops at the first violation.
+    /// Stops at the first violation, when the runs that other jobs have begun are over.
     #[arg(long)]
     stop: bool,
 }
@@ -67,7 +68,11 @@ pub fn main(args: &Args) -> u8 {
         }
     }
     let commit = commit(&args.scenarios);
-    let mut kept = args.resume.as_deref().map(|path| known(path, &commit, args.plant)).unwrap_or_default();
+    let kept = args.resume.as_deref().map(|path| known(path, &commit, args.plant)).transpose();
+    let mut kept = match kept {
+        Ok(kept) => kept.unwrap_or_default(),
+        Err(error) => return cli::usage(format!("--resume: {error}")),
+    };
     let mut tally = Tally::default();
     let all = seeds.flat_map(|seed| args.scenarios.iter().map(move |scenario| (scenario.clone(), seed)));
     let is_new = |(scenario, seed): &(PathBuf, u64)| match kept.remove(&(scenario.display().to_string(), *seed)) {
@@ -128,10 +133,18 @@ fn commit(scenarios: &[PathBuf]) -> String {
 }
 
 /// What a file of rows has from this commit. What was changed since a commit is none, nor is what has none.
-fn known(path: &Path, commit: &str, plant: Option<Plant>) -> BTreeMap<(String, u64), Summary> {
+fn known(path: &Path, commit: &str, plant: Option<Plant>) -> Result<BTreeMap<(String, u64), Summary>, String> {
     let is_clean = !commit.ends_with(CHANGED) && commit != UNKNOWN;
-    let Some(file) = File::open(path).ok().filter(|_| is_clean) else { return BTreeMap::new() };
-    kept(BufReader::new(file).lines().map_while(Result::ok), commit, plant)
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(format!("{}: {error}", path.display())),
+    };
+    let mut lines = BufReader::new(file).lines().map_while(Result::ok).peekable();
+    if lines.peek().is_some_and(|line| serde_json::from_str::<Row>(line).is_err()) {
+        return Err(format!("{}:1: no row of a sweep; name a file that sweeps alone write", path.display()));
+    }
+    Ok(if is_clean { kept(lines, commit, plant) } else { BTreeMap::new() })
 }
 
 fn kept(lines: impl Iterator<Item = String>, commit: &str, plant: Option<Plant>) -> BTreeMap<(String, u64), Summary> {
@@ -148,26 +161,19 @@ fn append(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-/// Runs everything, `--jobs` at once; `each` says whether to go on.
-fn run_all(args: &Args, todo: &[(PathBuf, u64)], each: &mut dyn FnMut(Result<Summary, String>) -> bool) {
-    let next = AtomicUsize::new(0);
+/// Runs everything, `--jobs` at once; `each` says whether to go on, before its job takes the next.
+fn run_all(args: &Args, todo: &[(PathBuf, u64)], each: &mut (dyn FnMut(Result<Summary, String>) -> bool + Send)) {
+    let (next, each) = (AtomicUsize::new(0), Mutex::new(each));
     std::thread::scope(|scope| {
-        let (results, ended) = mpsc::channel();
-        for _ in 0..args.jobs.max(1) {
-            let (results, next) = (results.clone(), &next);
-            scope.spawn(move || {
+        for _ in 0..args.jobs.get() {
+            scope.spawn(|| {
                 while let Some((scenario, seed)) = todo.get(next.fetch_add(1, Relaxed)) {
-                    if results.send(run_one(scenario, *seed, args.plant)).is_err() {
-                        return;
+                    let result = run_one(scenario, *seed, args.plant);
+                    if !(each.lock().expect("no job panics"))(result) {
+                        next.store(todo.len(), Relaxed);
                     }
                 }
             });
-        }
-        drop(results);
-        for result in ended {
-            if !each(result) {
-                next.store(todo.len(), Relaxed);
-            }
         }
     });
 }

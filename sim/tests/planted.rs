@@ -115,13 +115,27 @@ fn what_depends_on_the_process_is_caught_with_the_first_event_that_differs() {
 }
 
 #[test]
+fn a_sweep_stops_at_the_first_violation() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_detcd-sim"));
+    command.args(["sweep", CALM, "--plant", "panic", "--seeds", "1..3", "--stop"]);
+    let output = command.current_dir(root).output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.starts_with("1 runs, 0 kept"), "{text}");
+}
+
+#[test]
 fn mistakes_on_the_command_line_are_usage_errors() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let cases: &[&[&str]] = &[
         &["run", "scenarios/no/such.toml"],
         &["run", CALM, "--seed", "x"],
         &["run", CALM, "--log", "node=loud"],
+        &["run", CALM, "--log", "node"],
         &["sweep", CALM, "--seeds", "5..1"],
+        &["sweep", CALM, "--jobs", "0"],
+        &["sweep", CALM, "--resume", "README.md"],
         &["check", "tests/histories/README.md"],
         &["dance"],
     ];

@@ -1,6 +1,5 @@
 //! What a run showed: one value, for people on the terminal, for machines as JSON, for later in a folder.
 mod evidence;
-mod names;
 mod save;
 mod terminal;
 
@@ -8,10 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::names::Names;
 pub use self::{save::save, terminal::print};
 use crate::{
     history::{Event, Stamped},
+    names::Names,
     nemesis::Tally,
     oracle::Verdict,
     runner::{Ops, Plan, Run},

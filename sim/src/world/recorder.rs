@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     history::{Event, Nanos, NodeNumber, Stamped},
+    names::Names,
     oracle::Judge,
     scenario::{
         fault::Victim,
@@ -179,7 +180,10 @@ impl Record {
         let at = self.now();
         match &event {
             Event::Node { node, event } => {
-                tracing::debug!(target: "node", "{node} {event:?}");
+                // Members are not known by name before the run is over: here they have their ids.
+                if tracing::enabled!(target: "node", tracing::Level::DEBUG) {
+                    tracing::debug!(target: "node", "{node} {}", Names::default().apply(&format!("{event:?}")));
+                }
                 self.standing.observe(*node, event);
                 self.seam("node", node.0 as u64, event);
                 self.come_to(*node, Point::Event(event.name()));

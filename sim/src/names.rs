@@ -1,4 +1,4 @@
-//! One name for each thing in what people read: `n3` for a member, `c4#6` for a call, and requests in hexadecimal.
+//! One name for each thing in what people read, a report or log lines: `n3` for a member, `c4#6` for a call, and requests in hexadecimal.
 //!
 //! Nodes and laws speak of members by their ids, in hexadecimal or decimal, and of calls and requests by bare numbers.
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use crate::history::{CHANGE_TRACE, Event, OpId, Stamped};
 /// Shorter words are no ids.
 const ID_CHARS_MIN: usize = 8;
 
+#[derive(Default)]
 pub struct Names {
     /// By id, as it is written.
     members: BTreeMap<String, String>,
