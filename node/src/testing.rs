@@ -67,7 +67,10 @@ impl Disk for Memory {
         }
         now(files
             .get(path)
-            .map(|bytes| Arc::new(MemoryFile(bytes.clone(), self.stuck.clone(), self.reads.clone())) as Arc<dyn File>)
+            .map(|bytes| {
+                let (bytes, reads, stuck) = (bytes.clone(), self.reads.clone(), self.stuck.clone());
+                Arc::new(MemoryFile { bytes, reads, stuck }) as Arc<dyn File>
+            })
             .ok_or_else(missing))
     }
 
@@ -86,22 +89,26 @@ impl Disk for Memory {
     }
 }
 
-struct MemoryFile(Arc<Mutex<Vec<u8>>>, Arc<AtomicBool>, Arc<Mutex<Vec<u64>>>);
+struct MemoryFile {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reads: Arc<Mutex<Vec<u64>>>,
+    stuck: Arc<AtomicBool>,
+}
 
 impl File for MemoryFile {
     fn len(&self) -> BoxFuture<'_, io::Result<u64>> {
-        now(Ok(self.0.lock().len() as u64))
+        now(Ok(self.bytes.lock().len() as u64))
     }
 
     fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Vec<u8>>> {
-        self.2.lock().push(offset);
-        let bytes = self.0.lock();
+        self.reads.lock().push(offset);
+        let bytes = self.bytes.lock();
         let start = bytes.len().min(offset as usize);
         now(Ok(bytes[start..bytes.len().min(start + len)].to_vec()))
     }
 
     fn write_at(&self, offset: u64, data: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
-        let (mut bytes, end) = (self.0.lock(), offset as usize + data.len());
+        let (mut bytes, end) = (self.bytes.lock(), offset as usize + data.len());
         let len = bytes.len().max(end);
         bytes.resize(len, 0);
         bytes[offset as usize..end].copy_from_slice(&data);
@@ -109,7 +116,7 @@ impl File for MemoryFile {
     }
 
     fn set_len(&self, len: u64) -> BoxFuture<'_, io::Result<()>> {
-        self.0.lock().resize(len as usize, 0);
+        self.bytes.lock().resize(len as usize, 0);
         now(Ok(()))
     }
 
@@ -122,7 +129,7 @@ impl File for MemoryFile {
     }
 
     fn write_sync(&self, offset: u64, data: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
-        if self.1.load(Relaxed) {
+        if self.stuck.load(Relaxed) {
             return Box::pin(std::future::pending());
         }
         self.write_at(offset, data)

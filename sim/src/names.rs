@@ -1,4 +1,5 @@
-//! One name for each thing in what people read, a report or log lines: `n3` for a member, `c4#6` for a call, and requests in hexadecimal.
+//! One name for each thing in what people read, a report or log lines: `n3` for a member, `c4#6` for a call, and requests
+//! in hexadecimal.
 //!
 //! Nodes and laws speak of members by their ids, in hexadecimal or decimal, and of calls and requests by bare numbers.
 use std::collections::BTreeMap;

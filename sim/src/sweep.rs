@@ -140,11 +140,12 @@ fn known(path: &Path, commit: &str, plant: Option<Plant>) -> Result<BTreeMap<(St
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };
-    let mut lines = BufReader::new(file).lines().map_while(Result::ok).peekable();
-    if lines.peek().is_some_and(|line| serde_json::from_str::<Row>(line).is_err()) {
+    let mut lines = BufReader::new(file).lines().peekable();
+    let is_row = |line: &std::io::Result<String>| matches!(line, Ok(line) if serde_json::from_str::<Row>(line).is_ok());
+    if lines.peek().is_some_and(|first| !is_row(first)) {
         return Err(format!("{}:1: no row of a sweep; name a file that sweeps alone write", path.display()));
     }
-    Ok(if is_clean { kept(lines, commit, plant) } else { BTreeMap::new() })
+    Ok(if is_clean { kept(lines.map_while(Result::ok), commit, plant) } else { BTreeMap::new() })
 }
 
 fn kept(lines: impl Iterator<Item = String>, commit: &str, plant: Option<Plant>) -> BTreeMap<(String, u64), Summary> {
