@@ -16,6 +16,9 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a removed member has to hear of it before its machine is switched off.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long what has begun goes on at least: a member that is away comes back, a guest leaves. A cluster left half way
+/// does without a voter that it could have, and no other fault may strike it.
+const AFTERMATH: Duration = Duration::from_secs(10);
 /// How long the cluster has to be complete again when the faults are over.
 const COMPLETION: Duration = Duration::from_secs(60);
 /// Of that, how long it is about one machine before it is about the next.
@@ -50,7 +53,7 @@ impl Inner {
                 effects += u64::from(self.cluster.exit(victim).is_some_and(|exit| exit.kind == ExitKind::Removed));
             }
             self.time.sleep_until(back).await;
-            settled = self.settle_in(victim, arrival, end).await;
+            settled = self.settle_in(victim, arrival, self.aftermath(end)).await;
             effects += u64::from(settled);
         }
         // What was asked for in vain may yet come about, until the cluster is completed.
@@ -66,7 +69,7 @@ impl Inner {
         let leaves = self.time.now() + end.saturating_sub(self.time.now()) * 3 / 4;
         let joined = self.settle_in(guest, arrival, leaves).await;
         self.time.sleep_until(leaves).await;
-        if self.see_off(planned, guest, end).await {
+        if self.see_off(planned, guest, self.aftermath(end)).await {
             self.cluster.forbid_exit(guest, REMOVED);
         }
         u64::from(joined)
@@ -146,6 +149,11 @@ impl Inner {
             self.wait_a_little().await;
         }
         false
+    }
+
+    /// By when what has begun is over.
+    fn aftermath(&self, end: Duration) -> Duration {
+        end.max(self.time.now() + AFTERMATH).min(self.end)
     }
 
     async fn wait_a_little(&self) {
