@@ -71,7 +71,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Prints the schedule of faults and does nothing.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["json", "trace", "save"])]
     pub schedule: bool,
     /// Keeps the run under reports/runs even if all laws hold.
     #[arg(long)]

@@ -2,7 +2,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, ErrorKind, IsTerminal, Write},
+    io::{BufRead, BufReader, ErrorKind, IsTerminal, Read, Seek, SeekFrom, Write},
     num::NonZeroUsize,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -84,17 +84,19 @@ pub fn main(args: &Args) -> u8 {
     };
     let todo: Vec<_> = all.filter(is_new).collect();
     tally.todo = todo.len();
+    let cannot_write = |error| cli::usage(format!("--resume: the file cannot be written: {error}"));
     let mut file = match args.resume.as_deref().map(append).transpose() {
         Ok(file) => file,
-        Err(error) => return cli::usage(format!("--resume: the file cannot be written: {error}")),
+        Err(error) => return cannot_write(error),
     };
+    let mut unwritten = None;
     run_all(args, &todo, &mut |result| {
         match &result {
             Ok(summary) => {
                 let row = Row { commit: commit.clone(), summary: summary.clone() };
                 let line = serde_json::to_string(&row).expect("a row is plain data");
                 if let Some(file) = &mut file {
-                    writeln!(file, "{line}").expect("the rows can be written");
+                    unwritten = file.write_all(format!("{line}\n").as_bytes()).err();
                 }
                 if args.json {
                     println!("{line}");
@@ -104,9 +106,10 @@ pub fn main(args: &Args) -> u8 {
         }
         tally.add(result);
         tally.show();
-        !args.stop || tally.violated.is_empty()
+        unwritten.is_none() && (!args.stop || tally.violated.is_empty())
     });
-    tally.finish(args.json)
+    let code = tally.finish(args.json);
+    unwritten.map_or(code, cannot_write)
 }
 
 fn parse_seeds(text: &str) -> Option<std::ops::RangeInclusive<u64>> {
@@ -155,11 +158,21 @@ fn kept(lines: impl Iterator<Item = String>, commit: &str, plant: Option<Plant>)
     same.map(|summary| ((summary.scenario.clone(), summary.seed), summary)).collect()
 }
 
+/// Whatever cut the file's last row short shall not spoil the next one.
 fn append(path: &Path) -> std::io::Result<File> {
     if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         fs::create_dir_all(dir)?;
     }
-    OpenOptions::new().create(true).append(true).open(path)
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut last = [b'\n'];
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    if last != [b'\n'] {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
 }
 
 /// Runs everything, `--jobs` at once; `each` says whether to go on, before its job takes the next.

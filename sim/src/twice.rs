@@ -49,6 +49,16 @@ fn compare(args: &TwiceArgs) -> u8 {
     if let Err(error) = fs::create_dir_all(&dir) {
         return cli::usage(format!("{}: cannot be made: {error}", dir.display()));
     }
+    let code = compare_in(&dir, args);
+    if code == 1 {
+        println!("traces    {}", dir.display());
+    } else {
+        let _ = fs::remove_dir_all(&dir); // nothing to see in it
+    }
+    code
+}
+
+fn compare_in(dir: &Path, args: &TwiceArgs) -> u8 {
     let (first, second) = (dir.join("one"), dir.join("two"));
     let mut hashes = Vec::new();
     for (file, times) in [(&first, 1), (&second, 2)] {
@@ -62,13 +72,7 @@ fn compare(args: &TwiceArgs) -> u8 {
         ("in another process", numbered(&second, 1)),
         ("a second time in that process", numbered(&second, 2)),
     ];
-    let code = judge(args, &hashes, &traces);
-    if code == 0 {
-        let _ = fs::remove_dir_all(&dir); // nothing to see in it
-    } else {
-        println!("traces    {}", dir.display());
-    }
-    code
+    judge(args, &hashes, &traces)
 }
 
 fn spawn(args: &TwiceArgs, file: &Path, times: usize) -> Result<Vec<String>, String> {

@@ -1,6 +1,6 @@
 //! Proof of power: every law catches a bug that was planted in the running system, within 100 seeds of the standard
 //! scenarios. The runs are processes of the simulator's own program, as in a sweep.
-use std::process::Command;
+use std::{fs, process::Command};
 
 const SEEDS_MAX: u64 = 100;
 
@@ -126,6 +126,25 @@ fn a_sweep_stops_at_the_first_violation() {
 }
 
 #[test]
+fn a_row_that_was_cut_short_does_not_spoil_the_next() {
+    let (root, rows) =
+        (concat!(env!("CARGO_MANIFEST_DIR"), "/.."), concat!(env!("CARGO_TARGET_TMPDIR"), "/rows.jsonl"));
+    let sweep = |seeds| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_detcd-sim"));
+        command.args(["sweep", CALM, "--seeds", seeds, "--resume", rows]);
+        let output = command.current_dir(root).output().expect("it starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_to_string(rows).expect("it wrote them")
+    };
+    let _ = fs::remove_file(rows); // of an earlier test
+    let two = sweep("1..2");
+    fs::write(rows, &two[..two.len() - 10]).expect("it can be written");
+    let three = sweep("3..3");
+    let whole = |line: &&str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+    assert_eq!((three.lines().count(), three.lines().filter(whole).count()), (3, 2), "{three}");
+}
+
+#[test]
 fn mistakes_on_the_command_line_are_usage_errors() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let cases: &[&[&str]] = &[
@@ -133,6 +152,7 @@ fn mistakes_on_the_command_line_are_usage_errors() {
         &["run", CALM, "--seed", "x"],
         &["run", CALM, "--log", "node=loud"],
         &["run", CALM, "--log", "node"],
+        &["run", CALM, "--schedule", "--json"],
         &["sweep", CALM, "--seeds", "5..1"],
         &["sweep", CALM, "--jobs", "0"],
         &["sweep", CALM, "--resume", "README.md"],

@@ -1,5 +1,8 @@
 //! Reads a state's file back into a machine, off the driver's thread and without holding the file in memory.
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::Path,
+};
 
 use bytes::Bytes;
 use detcd_core::{
@@ -22,7 +25,7 @@ use crate::{
 /// Bytes read at once.
 const CHUNK_BYTES: u64 = 1 << 20;
 /// Chunks that are kept: etcd's files are read here and there.
-const CHUNKS_MAX: usize = 64;
+const CHUNKS_KEPT: usize = 64;
 
 pub struct Loaded {
     pub machine: Machine,
@@ -40,21 +43,25 @@ struct Damage {
 struct Parser {
     reader: Reader,
     builder: Builder,
-    /// By offset.
-    chunks: BTreeMap<u64, Bytes>,
-    /// In the order in which they were read.
-    order: std::collections::VecDeque<u64>,
-    file_bytes: u64,
+    chunks: Chunks,
     transaction: u64,
 }
 
 enum Turn {
-    /// The chunk at this offset is missing, of so many that are needed at once.
-    Read {
-        offset: u64,
-        wanted: usize,
-    },
+    /// The chunk at this offset is missing.
+    Read(u64),
     End,
+}
+
+/// The parts of the file that are at hand.
+struct Chunks {
+    file_bytes: u64,
+    /// By offset.
+    kept: BTreeMap<u64, Bytes>,
+    /// Their offsets, in the order in which they were read.
+    order: VecDeque<u64>,
+    /// How many the slice in question takes: a value may be larger than all that is kept otherwise.
+    needed: usize,
 }
 
 pub async fn load(disk: &dyn Disk, path: &Path, with_checksum: bool) -> Result<Loaded, Failure> {
@@ -97,19 +104,20 @@ async fn parse(
         };
         let (turn, read);
         ((parser, turn), read, ()) = join3(parsing, reading, summing).await;
-        let Turn::Read { offset, wanted } = turn.map_err(damaged)? else { break };
-        let is_in_order = parser.next_missing(last) == Some(offset);
+        let Turn::Read(offset) = turn.map_err(damaged)? else { break };
+        let chunks = &mut parser.chunks;
+        let is_in_order = chunks.next_missing(last) == Some(offset);
         if let Some((offset, chunk)) = read {
-            parser.keep(offset, chunk, wanted);
+            chunks.keep(offset, chunk);
         }
-        if !parser.chunks.contains_key(&offset) {
+        if !chunks.kept.contains_key(&offset) {
             let chunk = read_chunk(file, offset, file_bytes).await;
-            parser.keep(offset, chunk.map_err(|error| failed("read", path, error))?, wanted);
+            chunks.keep(offset, chunk.map_err(|error| failed("read", path, error))?);
         }
         last = Some(offset);
-        next = parser.next_missing(last).filter(|_| is_in_order);
+        next = chunks.next_missing(last).filter(|_| is_in_order);
         if let Some(sum) = &mut sum {
-            sum.note(&parser.chunks);
+            sum.note(&chunks.kept);
         }
     }
     let Parser { builder, transaction, chunks, .. } = *parser;
@@ -171,9 +179,7 @@ impl Parser {
         Parser {
             reader: Reader::new(file_bytes),
             builder: Builder::default(),
-            chunks: BTreeMap::new(),
-            order: Default::default(),
-            file_bytes,
+            chunks: Chunks { file_bytes, kept: BTreeMap::new(), order: VecDeque::new(), needed: 0 },
             transaction: 0,
         }
     }
@@ -194,22 +200,23 @@ impl Parser {
                     self.transaction = totals.transaction;
                     return Ok(Turn::End);
                 }
-                Next::Bytes { offset, len } => match self.slice(offset, len) {
+                Next::Bytes { offset, len } => match self.chunks.slice(offset, len) {
                     Ok(bytes) => self.reader.give(bytes),
-                    Err(missing) => {
-                        return Ok(Turn::Read { offset: missing, wanted: len / CHUNK_BYTES as usize + 2 });
-                    }
+                    Err(missing) => return Ok(Turn::Read(missing)),
                 },
             }
         }
     }
+}
 
-    /// Bytes out of the chunks; the error is the offset of one that is missing.
-    fn slice(&self, offset: u64, len: usize) -> Result<Bytes, u64> {
+impl Chunks {
+    /// Bytes of the file; the error is the offset of a chunk that is missing.
+    fn slice(&mut self, offset: u64, len: usize) -> Result<Bytes, u64> {
         let chunk_of = |at: u64| at / CHUNK_BYTES * CHUNK_BYTES;
         let (first, last) = (chunk_of(offset), chunk_of(offset + len.max(1) as u64 - 1));
         debug_assert!(offset + len as u64 <= self.file_bytes, "the reader asks for what is there");
-        let chunk = |at: u64| self.chunks.get(&at).ok_or(at);
+        self.needed = ((last - first) / CHUNK_BYTES) as usize + 1;
+        let chunk = |at: u64| self.kept.get(&at).ok_or(at);
         if first == last {
             let start = (offset - first) as usize;
             return Ok(chunk(first)?.slice(start..start + len));
@@ -229,18 +236,18 @@ impl Parser {
     /// The first missing chunk after one, if there is any.
     fn next_missing(&self, after: Option<u64>) -> Option<u64> {
         let mut following = (after? + CHUNK_BYTES..self.file_bytes).step_by(CHUNK_BYTES as usize);
-        following.find(|offset| !self.chunks.contains_key(offset))
+        following.find(|offset| !self.kept.contains_key(offset))
     }
 
-    /// A value may be larger than all chunks that are kept otherwise. Between two of those that are `wanted` one may come
-    /// that is not: none of the wanted ones goes before all are there.
-    fn keep(&mut self, offset: u64, chunk: Bytes, wanted: usize) {
-        if self.order.len() >= CHUNKS_MAX.max(2 * wanted) {
-            let oldest = self.order.pop_front().expect("it is full");
-            self.chunks.remove(&oldest);
+    /// The oldest go when there are too many. Between two that are needed one may come that is not: none of those
+    /// that are needed goes before all are there.
+    fn keep(&mut self, offset: u64, chunk: Bytes) {
+        while self.order.len() >= CHUNKS_KEPT.max(2 * self.needed) {
+            let oldest = self.order.pop_front().expect("it is not empty");
+            self.kept.remove(&oldest);
         }
         self.order.push_back(offset);
-        self.chunks.insert(offset, chunk);
+        self.kept.insert(offset, chunk);
     }
 }
 
@@ -282,7 +289,7 @@ mod tests {
     /// All of its chunks are needed at once.
     #[tokio::test]
     async fn a_value_larger_than_what_is_kept_is_loaded() {
-        let value = Bytes::from(vec![b'v'; (CHUNKS_MAX + 3) * CHUNK_BYTES as usize]);
+        let value = Bytes::from(vec![b'v'; (CHUNKS_KEPT + 3) * CHUNK_BYTES as usize]);
         let few = || std::iter::repeat_n(Bytes::from_static(b"value"), 5_000);
         let file = file_of(state_of(few().chain([value.clone()]).chain(few()))).await;
         let (chunks, memory) = (file.len().div_ceil(CHUNK_BYTES as usize), memory(file));

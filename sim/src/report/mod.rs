@@ -12,7 +12,7 @@ use crate::{
     history::{Event, Stamped},
     names::Names,
     nemesis::Tally,
-    oracle::Verdict,
+    oracle::{Verdict, Violation},
     runner::{Ops, Plan, Run},
     scenario::Scenario,
 };
@@ -104,7 +104,9 @@ fn law_row(name: &str, verdict: &Verdict) -> LawRow {
 /// A violation outweighs whatever is unknown; what showed nothing does not hold.
 fn judge(scenario: &Scenario, run: &Run) -> (Result, Vec<String>) {
     let broken = run.laws.iter().filter_map(|(name, verdict)| match verdict {
-        Verdict::Violated(violation) => Some(format!("{name}: {}: {}", violation.subject, violation.got)),
+        Verdict::Violated(Violation { subject, expected, got, .. }) => {
+            Some(format!("{name}: {subject}: expected {expected}; got {got}"))
+        }
         _ => None,
     });
     let accident = run.accident.iter().map(|accident| format!("{}: {}", accident.kind, accident.text));

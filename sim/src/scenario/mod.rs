@@ -225,6 +225,8 @@ const NODE_EVENTS: &[&str] = &[
 const REST: [&str; 10] =
     ["run_ms", "settle_ms", "cluster", "network", "disk", "clock", "workload", "nemesis", "expect", "laws"];
 
+/// Of a file that is no TOML each line may be a mistake: so many are told.
+const LANGUAGE_MISTAKES_MAX: usize = 5;
 const COUNT_MAX: u64 = 1_000_000_000;
 const DAY_MS: u64 = 86_400_000;
 /// What a call may take while nothing is wrong: some times what it takes with the slowest disks and links that scenarios
@@ -260,8 +262,11 @@ impl Scenario {
             |source: Source| ScenarioError::Mistakes { file: file.to_owned(), mistakes: source.into_mistakes() };
         let source = Source::new(text);
         let (document, errors) = DeTable::parse_recoverable(text);
-        for error in &errors {
-            source.note(error.span().unwrap_or(0..0), String::new(), None, error.message().to_owned());
+        let note = |error: &toml::de::Error, text| source.note(error.span().unwrap_or(0..0), String::new(), None, text);
+        errors.iter().take(LANGUAGE_MISTAKES_MAX).for_each(|error| note(error, error.message().to_owned()));
+        if let Some(error) = errors.get(LANGUAGE_MISTAKES_MAX) {
+            let more = errors.len() - LANGUAGE_MISTAKES_MAX;
+            note(error, format!("and {more} more mistakes from here on; expected a scenario, in TOML"));
         }
         // What follows from a mistake in the language itself is not worth telling.
         if !errors.is_empty() {

@@ -21,7 +21,9 @@ const CLAIM: &str = "claim = \"It holds.\"\n";
 
 #[test]
 fn mistakes_of_the_language() {
-    let texts = ["claim = \"It holds.\nrun_ms = 70_000", "run_ms = 70_000\nrun_ms = 80_000\n\n[cluster\nnodes = 3"];
+    let no_toml = ["So it is.\n"; 8].concat();
+    let texts =
+        ["claim = \"It holds.\nrun_ms = 70_000", "run_ms = 70_000\nrun_ms = 80_000\n\n[cluster\nnodes = 3", &no_toml];
     insta::assert_snapshot!(story("", &texts, ""), @r#"
     claim = "It holds.
     run_ms = 70_000
@@ -34,6 +36,22 @@ fn mistakes_of_the_language() {
     nodes = 3
     x.toml:2: duplicate key
     x.toml:4: unclosed table, expected `]`
+
+    So it is.
+    So it is.
+    So it is.
+    So it is.
+    So it is.
+    So it is.
+    So it is.
+    So it is.
+
+    x.toml:1: key with no value, expected `=`
+    x.toml:2: key with no value, expected `=`
+    x.toml:3: key with no value, expected `=`
+    x.toml:4: key with no value, expected `=`
+    x.toml:5: key with no value, expected `=`
+    x.toml:6: and 3 more mistakes from here on; expected a scenario, in TOML
     "#);
 }
 
