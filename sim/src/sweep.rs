@@ -95,7 +95,8 @@ pub fn main(args: &Args) -> u8 {
             Ok(summary) => {
                 let row = Row { commit: commit.clone(), summary: summary.clone() };
                 let line = serde_json::to_string(&row).expect("a row is plain data");
-                if let Some(file) = &mut file {
+                // Nothing comes after a row of which a part may be there.
+                if let Some(file) = file.as_mut().filter(|_| unwritten.is_none()) {
                     unwritten = file.write_all(format!("{line}\n").as_bytes()).err();
                 }
                 if args.json {
