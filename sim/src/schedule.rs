@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! - Faults are in the order of their starts; of those that start at once, in the order of their nemeses.
-//! - Faults of one nemesis do not overlap.
-//! - No fault starts or ends outside of the time that its nemesis was given.
+//! - Faults of one nemesis are not planned to overlap.
+//! - No fault is planned to start or end outside of the time that its nemesis was given.
 use std::{fmt, time::Duration};
 
 use crate::{

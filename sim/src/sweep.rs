@@ -110,7 +110,8 @@ pub fn main(args: &Args) -> u8 {
         unwritten.is_none() && (!args.stop || tally.violated.is_empty())
     });
     let code = tally.finish(args.json);
-    unwritten.map_or(code, cannot_write)
+    // A violation outweighs that.
+    unwritten.map(cannot_write).filter(|_| code != 1).unwrap_or(code)
 }
 
 fn parse_seeds(text: &str) -> Option<std::ops::RangeInclusive<u64>> {
@@ -144,16 +145,17 @@ fn known(path: &Path, commit: &str, plant: Option<Plant>) -> Result<BTreeMap<(St
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };
-    let mut lines = BufReader::new(file).lines().peekable();
-    let is_row = |line: &std::io::Result<String>| matches!(line, Ok(line) if serde_json::from_str::<Row>(line).is_ok());
+    let mut lines = BufReader::new(file).split(b'\n').map_while(Result::ok).peekable();
+    // Even the first one may have been cut short.
+    let is_row = |line: &Vec<u8>| line.starts_with(br#"{"commit":"#) || br#"{"commit":"#.starts_with(line);
     if lines.peek().is_some_and(|first| !is_row(first)) {
         return Err(format!("{}:1: no row of a sweep; name a file that sweeps alone write", path.display()));
     }
-    Ok(if is_clean { kept(lines.map_while(Result::ok), commit, plant) } else { BTreeMap::new() })
+    Ok(if is_clean { kept(lines, commit, plant) } else { BTreeMap::new() })
 }
 
-fn kept(lines: impl Iterator<Item = String>, commit: &str, plant: Option<Plant>) -> BTreeMap<(String, u64), Summary> {
-    let rows = lines.filter_map(|line| serde_json::from_str::<Row>(&line).ok());
+fn kept(lines: impl Iterator<Item = Vec<u8>>, commit: &str, plant: Option<Plant>) -> BTreeMap<(String, u64), Summary> {
+    let rows = lines.filter_map(|line| serde_json::from_slice::<Row>(&line).ok());
     let plant = plant.map(|plant| plant.to_string());
     let same = rows.filter(|row| row.commit == commit && row.summary.plant == plant).map(|row| row.summary);
     same.map(|summary| ((summary.scenario.clone(), summary.seed), summary)).collect()
@@ -284,7 +286,7 @@ impl Tally {
 mod tests {
     use super::*;
 
-    fn row(commit: &str, seed: u64, plant: Option<&str>, result: Outcome) -> String {
+    fn row(commit: &str, seed: u64, plant: Option<&str>, result: Outcome) -> Vec<u8> {
         let summary = Summary {
             scenario: "calm.toml".into(),
             seed,
@@ -299,7 +301,7 @@ mod tests {
             simulated_ms: 0,
             wall_ms: 0,
         };
-        serde_json::to_string(&Row { commit: commit.into(), summary }).unwrap()
+        serde_json::to_vec(&Row { commit: commit.into(), summary }).unwrap()
     }
 
     #[test]

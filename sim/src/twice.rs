@@ -50,10 +50,10 @@ fn compare(args: &TwiceArgs) -> u8 {
         return cli::usage(format!("{}: cannot be made: {error}", dir.display()));
     }
     let code = compare_in(&dir, args);
-    if code == 1 {
-        println!("traces    {}", dir.display());
-    } else {
+    if code == 0 {
         let _ = fs::remove_dir_all(&dir); // nothing to see in it
+    } else {
+        println!("traces    {}", dir.display());
     }
     code
 }

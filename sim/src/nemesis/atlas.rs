@@ -31,11 +31,13 @@ impl Inner {
     }
 
     pub(super) fn may_strike(&self, planned: &Planned, victims: &[NodeNumber]) -> bool {
+        let (voters, state) = (self.voters(), self.state.lock());
+        if planned.fault.moves_members() && victims.iter().any(|victim| state.moving.contains(victim)) {
+            return false;
+        }
         if !planned.keep_quorum {
             return true;
         }
-        let voters = self.voters();
-        let state = self.state.lock();
         let new_cuts = planned.cuts(victims, self.cluster.nodes.len());
         let works = |number: NodeNumber| {
             let struck = planned.fault.disables() && victims.contains(&number);

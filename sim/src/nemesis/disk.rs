@@ -199,7 +199,7 @@ impl Inner {
             return false;
         }
         self.state.lock().ruined.remove(&victim);
-        self.settle_in(victim, Arrival::Promoted, until).await
+        self.settle_in(victim, Arrival::Promoted, self.aftermath(until)).await
     }
 
     pub(super) fn disk(&self, number: NodeNumber) -> &SimDisk {

@@ -119,7 +119,7 @@ impl Inner {
         refusals
     }
 
-    /// Whether the member is gone, by `until`.
+    /// Whether the member is gone, by `until`: also if the answer that it is got lost.
     pub(super) async fn remove(&self, planned: &Planned, member: u64, until: Duration) -> bool {
         let mut turn = 0usize;
         while self.time.now() < until {
@@ -134,7 +134,8 @@ impl Inner {
                 Err(_) => self.wait_a_little().await,
             }
         }
-        false
+        let members = self.recorder.members();
+        !members.voters.is_empty() && !members.voters.contains(&member) && !members.learners.contains(&member)
     }
 
     async fn achieve(&self, planned: &Planned, change: Change, until: Duration) -> bool {
@@ -152,8 +153,8 @@ impl Inner {
     }
 
     /// By when what has begun is over.
-    fn aftermath(&self, end: Duration) -> Duration {
-        end.max(self.time.now() + AFTERMATH).min(self.end)
+    pub(super) fn aftermath(&self, end: Duration) -> Duration {
+        end.max((self.time.now() + AFTERMATH).min(self.end))
     }
 
     async fn wait_a_little(&self) {

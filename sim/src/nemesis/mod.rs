@@ -91,8 +91,8 @@ struct State {
     /// Ways that are cut, and by how many faults.
     cuts: BTreeMap<(IpAddr, IpAddr), u32>,
     active: BTreeSet<Text>,
-    /// Spare machines that a fault which is on has use for.
-    guests: BTreeSet<NodeNumber>,
+    /// Machines whose members a fault that is on moves out or in: no other one does meanwhile.
+    moving: BTreeSet<NodeNumber>,
     /// Machines whose disk nobody can go on with: they are to be replaced.
     ruined: BTreeSet<NodeNumber>,
     /// Machines whose disk was tampered with, and whose members have not noticed so far.
@@ -245,7 +245,7 @@ impl Inner {
             running: self.cluster.numbers().filter(|number| self.works(*number)).collect(),
             leader: self.recorder.leader(),
             learners: self.cluster.numbers().filter(|number| self.recorder.is_learner(*number)).collect(),
-            spares: spares.filter(|number| !self.works(*number) && !state.guests.contains(number)).collect(),
+            spares: spares.filter(|number| !self.works(*number) && !state.moving.contains(number)).collect(),
         }
     }
 
@@ -260,8 +260,8 @@ impl Inner {
     fn begin(&self, planned: &Planned, victims: &[NodeNumber], name: &Text) {
         let mut state = self.state.lock();
         state.active.insert(name.clone());
-        if let Fault::Join { .. } = planned.fault {
-            state.guests.extend(victims);
+        if planned.fault.moves_members() {
+            state.moving.extend(victims);
         }
         if planned.fault.disables() {
             victims.iter().for_each(|victim| *state.disabled.entry(*victim).or_default() += 1);
@@ -274,8 +274,8 @@ impl Inner {
     fn finish(&self, planned: &Planned, victims: &[NodeNumber], name: &Text, effects: u64) {
         let mut state = self.state.lock();
         state.active.remove(name);
-        if let Fault::Join { .. } = planned.fault {
-            state.guests.retain(|guest| !victims.contains(guest));
+        if planned.fault.moves_members() {
+            state.moving.retain(|number| !victims.contains(number));
         }
         if planned.fault.disables() {
             for victim in victims {

@@ -198,7 +198,12 @@ impl<N: Copy> Fault<N> {
 
     /// Whether members may come and go because of it.
     pub fn changes_members(&self) -> bool {
-        matches!(self, Fault::Replace { .. } | Fault::Join { .. } | Fault::Update) || self.may_ruin()
+        matches!(self, Fault::Update) || self.moves_members()
+    }
+
+    /// Whether machines that it strikes may get another member, or none.
+    pub fn moves_members(&self) -> bool {
+        matches!(self, Fault::Replace { .. } | Fault::Join { .. }) || self.may_ruin()
     }
 
     /// What it cuts, if it cuts.

@@ -265,8 +265,7 @@ impl Scenario {
         let note = |error: &toml::de::Error, text| source.note(error.span().unwrap_or(0..0), String::new(), None, text);
         errors.iter().take(LANGUAGE_MISTAKES_MAX).for_each(|error| note(error, error.message().to_owned()));
         if let Some(error) = errors.get(LANGUAGE_MISTAKES_MAX) {
-            let more = errors.len() - LANGUAGE_MISTAKES_MAX;
-            note(error, format!("and {more} more mistakes from here on; expected a scenario, in TOML"));
+            note(error, format!("and more, {} mistakes in all; expected a scenario, in TOML", errors.len()));
         }
         // What follows from a mistake in the language itself is not worth telling.
         if !errors.is_empty() {

@@ -14,11 +14,12 @@ pub struct Nemesis {
     pub fault: Fault<Span>,
     pub on: Target,
     pub timing: Timing,
-    /// How long a fault lasts, in milliseconds. It ends before the next of this nemesis begins.
+    /// How long a fault lasts, in milliseconds. It ends before the next of this nemesis begins, unless it is one that must
+    /// be brought to its end: whoever was removed comes back.
     pub for_ms: Span,
     /// A rule for whoever injects: a fault after which no quorum would remain (`quorum_remains`, counting all other
     /// faults that are on) does not begin. Like one that finds no victim, it is tried again until it has worked or the
-    /// time at which it would have ended has come; it never ends later than that.
+    /// time at which it would have ended has come.
     pub keep_quorum: bool,
 }
 

@@ -51,7 +51,7 @@ fn mistakes_of_the_language() {
     x.toml:3: key with no value, expected `=`
     x.toml:4: key with no value, expected `=`
     x.toml:5: key with no value, expected `=`
-    x.toml:6: and 3 more mistakes from here on; expected a scenario, in TOML
+    x.toml:6: and more, 8 mistakes in all; expected a scenario, in TOML
     "#);
 }
 
