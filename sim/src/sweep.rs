@@ -147,7 +147,7 @@ fn known(path: &Path, commit: &str, plant: Option<Plant>) -> Result<BTreeMap<(St
     };
     let mut lines = BufReader::new(file).split(b'\n').map_while(Result::ok).peekable();
     // Even the first one may have been cut short.
-    let is_row = |line: &Vec<u8>| line.starts_with(br#"{"commit":"#) || br#"{"commit":"#.starts_with(line);
+    let is_row = |line: &Vec<u8>| line.starts_with(br#"{"commit":"#);
     if lines.peek().is_some_and(|first| !is_row(first)) {
         return Err(format!("{}:1: no row of a sweep; name a file that sweeps alone write", path.display()));
     }

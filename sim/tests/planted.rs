@@ -156,6 +156,7 @@ fn mistakes_on_the_command_line_are_usage_errors() {
         &["sweep", CALM, "--seeds", "5..1"],
         &["sweep", CALM, "--jobs", "0"],
         &["sweep", CALM, "--resume", "README.md"],
+        &["sweep", CALM, "--resume", "scenarios/schema.json"],
         &["sweep", CALM, "--resume", "tests/etcd-files/3.6.16/snapshot.db"],
         &["check", "tests/histories/README.md"],
         &["dance"],

@@ -119,9 +119,9 @@ impl Inner {
         refusals
     }
 
-    /// Whether the member is gone, by `until`: also if the answer that it is got lost.
+    /// Whether the member is gone, by `until`. If an answer was lost the removal may yet be decided, and is waited for.
     pub(super) async fn remove(&self, planned: &Planned, member: u64, until: Duration) -> bool {
-        let mut turn = 0usize;
+        let (mut turn, mut is_open) = (0usize, false);
         while self.time.now() < until {
             turn += 1;
             let Some(node) = self.somebody(planned, turn, member) else {
@@ -131,9 +131,21 @@ impl Inner {
             match self.operator.ask(node, Change::Remove { member }).await {
                 Ok(_) => return true,
                 Err(refused) if refused.why.contains("member not found") => return true,
-                Err(_) => self.wait_a_little().await,
+                Err(refused) => {
+                    is_open |= !refused.definite;
+                    self.wait_a_little().await;
+                }
             }
         }
+        let decided = self.aftermath(until);
+        while is_open && !self.is_gone(member) && self.time.now() < decided {
+            self.wait_a_little().await;
+        }
+        is_open && self.is_gone(member)
+    }
+
+    /// Whether it was a member, and no longer is in the newest configuration that anybody applied.
+    fn is_gone(&self, member: u64) -> bool {
         let members = self.recorder.members();
         !members.voters.is_empty() && !members.voters.contains(&member) && !members.learners.contains(&member)
     }

@@ -1,7 +1,8 @@
 //! The nemesis: carries the schedule out, each fault at its time, and proves of each that it had an effect.
 //!
-//! Symbolic victims are resolved when a fault strikes. A fault that may not strike (nobody to strike, or no quorum
-//! would remain and its scenario wants one to) is tried again until its time is over.
+//! Symbolic victims are resolved when a fault strikes. A fault that may not strike (nobody to strike, no quorum would
+//! remain and its scenario wants one to, or another fault moves the victim's members) is tried again until its time is
+//! over.
 //!
 //! Invariants:
 //! - Every fault that begins ends, at the latest when the phase of faults does.
@@ -196,7 +197,7 @@ impl Inner {
         let end = (start + planned.lasts).min(self.end);
         self.time.sleep_until(start).await;
         let victims = loop {
-            let victims = planned.victims(&self.stand());
+            let victims = planned.victims(&self.stand(planned));
             if !victims.is_empty() && self.may_strike(planned, &victims) {
                 break victims;
             }
@@ -219,7 +220,7 @@ impl Inner {
             let Ok(Ok(node)) = madsim::time::timeout(left, told).await else { return };
             let victims = match by {
                 None if planned.victim != Victim::All => vec![node],
-                _ => planned.victims(&self.stand()),
+                _ => planned.victims(&self.stand(planned)),
             };
             if !victims.is_empty()
                 && victims.iter().all(|victim| self.works(*victim))
@@ -238,14 +239,16 @@ impl Inner {
         self.finish(planned, victims, &name, effects);
     }
 
-    fn stand(&self) -> Stand {
-        let spares = self.cluster.numbers().filter(|number| number.0 > self.founders);
-        let state = self.state.lock();
+    /// Among whom this fault may choose.
+    fn stand(&self, planned: &Planned) -> Stand {
+        let moving = if planned.fault.moves_members() { self.state.lock().moving.clone() } else { BTreeSet::new() };
+        let (leader, all) = (self.recorder.leader(), self.cluster.numbers().filter(|number| !moving.contains(number)));
+        let (running, idle): (Vec<_>, Vec<_>) = all.partition(|number| self.works(*number));
         Stand {
-            running: self.cluster.numbers().filter(|number| self.works(*number)).collect(),
-            leader: self.recorder.leader(),
-            learners: self.cluster.numbers().filter(|number| self.recorder.is_learner(*number)).collect(),
-            spares: spares.filter(|number| !self.works(*number) && !state.moving.contains(number)).collect(),
+            leader,
+            learners: running.iter().copied().filter(|number| self.recorder.is_learner(*number)).collect(),
+            running,
+            spares: idle.into_iter().filter(|number| number.0 > self.founders).collect(),
         }
     }
 

@@ -26,7 +26,7 @@ pub struct Nemesis {
 /// When a nemesis strikes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timing {
-    /// Once in each stretch of `every_ms` from `from_ms` on, at a random moment; the last one ends by `until_ms`.
+    /// Once in each stretch of `every_ms` from `from_ms` on, at a random moment; the last one is to end by `until_ms`.
     Every { every_ms: u64, from_ms: u64, until_ms: u64 },
     /// At these times exactly, in milliseconds since the run began.
     At(Vec<u64>),
