@@ -17,7 +17,7 @@ pub const HEARTBEAT_MS: u64 = 100;
 pub const ELECTION_MS: u64 = 1_000;
 /// What a request may wait for on top of two election timeouts, in milliseconds. etcd's constant.
 pub const REQUEST_WAIT_MS: u64 = 5_000;
-/// A linearizable read that heard nothing asks again under a new id after this many milliseconds.
+/// A linearizable read that heard nothing asks again after this many milliseconds: etcd's constant.
 pub const READ_RETRY_MS: u64 = 500;
 
 /// The most bytes of entries in one append message. One entry may exceed it alone.

@@ -1,9 +1,12 @@
 //! Linearizable reads: held until a quorum confirmed the leader after they were asked, and this member has applied
 //! all that was committed by then.
 //!
-//! One round at a time confirms every read that waits when it begins. A round that hears nothing is asked again under
-//! a new id: an answer to the old one may be of a leader long deposed.
-use std::mem::take;
+//! A round confirms every read that waits when it begins. While one is under way reads gather for the next, which begins
+//! when it is confirmed, or when it has not been for a while: what was asked may be lost, or the leader far away.
+//!
+//! Invariant: whoever confirms a round was asked after all reads of that round and of those before it, so its answer is
+//! as good for these.
+use std::{collections::VecDeque, mem::take};
 
 use bytes::Bytes;
 
@@ -30,12 +33,13 @@ struct Round {
 }
 
 pub struct Reads {
-    /// A round that heard nothing for so long is asked again.
+    /// The next round waits for so long for the one before it.
     retry_ticks: u64,
     next_id: u64,
     /// Not part of a round yet.
     waiting: Vec<Asked>,
-    round: Option<Round>,
+    /// Under way, in the order in which they began. The first one has reads; what others may lack is in those before.
+    rounds: VecDeque<Round>,
     /// Confirmed: may be served from this index on.
     confirmed: Vec<(Index, Vec<Asked>)>,
 }
@@ -43,11 +47,11 @@ pub struct Reads {
 impl Reads {
     pub fn new(seed: u64, retry_ticks: u64) -> Reads {
         let next_id = crate::machine::hash_bytes(&(!seed).to_le_bytes());
-        Reads { retry_ticks, next_id, waiting: Vec::new(), round: None, confirmed: Vec::new() }
+        Reads { retry_ticks, next_id, waiting: Vec::new(), rounds: VecDeque::new(), confirmed: Vec::new() }
     }
 
     pub fn ask(&mut self, ticket: Ticket, deadline: u64, out: &mut Vec<Output>) {
-        let asked = self.round.as_ref().map_or(0, |round| round.reads.len());
+        let asked = self.rounds.iter().map(|round| round.reads.len()).sum::<usize>();
         let confirmed = self.confirmed.iter().map(|(_, reads)| reads.len()).sum::<usize>();
         if self.waiting.len() + asked + confirmed >= READS_WAITING_MAX {
             return refuse(vec![Asked { ticket, deadline }], Refusal::TooManyRequests, out);
@@ -57,28 +61,23 @@ impl Reads {
 
     /// The context of a round that begins now, if one should.
     pub fn next_round(&mut self, now: u64, may_ask: bool) -> Option<Vec<u8>> {
-        if !may_ask {
-            return None;
-        }
-        let mut reads = match &mut self.round {
-            Some(round) if now < round.asked_at + self.retry_ticks => return None,
-            Some(_) => self.round.take().expect("just seen").reads,
-            None => Vec::new(),
+        let is_due = match self.rounds.back() {
+            Some(last) => now >= last.asked_at + self.retry_ticks,
+            None => !self.waiting.is_empty(),
         };
-        reads.append(&mut self.waiting);
-        if reads.is_empty() {
+        if !may_ask || !is_due {
             return None;
         }
         self.next_id = self.next_id.wrapping_add(1);
-        self.round = Some(Round { id: self.next_id, asked_at: now, reads });
+        self.rounds.push_back(Round { id: self.next_id, asked_at: now, reads: take(&mut self.waiting) });
         Some(read_context(self.next_id))
     }
 
     pub fn confirmed(&mut self, context: &Bytes, index: Index, term: Term, out: &mut Vec<Output>) {
         let id = parse_read_context(context);
-        if let Some(round) = self.round.take_if(|round| Some(round.id) == id) {
+        if let Some(at) = self.rounds.iter().position(|round| Some(round.id) == id) {
             out.push(Output::Note(NodeEvent::ReadConfirmed { index, term }));
-            self.confirmed.push((index, round.reads));
+            self.confirmed.push((index, self.rounds.drain(..=at).flat_map(|round| round.reads).collect()));
         }
     }
 
@@ -95,30 +94,101 @@ impl Reads {
 
     /// The leader that was asked is no longer the leader.
     pub fn leader_changed(&mut self, out: &mut Vec<Output>) {
-        let round = self.round.take().map(|round| round.reads).unwrap_or_default();
-        refuse(round, Refusal::LeaderChanged, out);
+        refuse(self.rounds.drain(..).flat_map(|round| round.reads).collect(), Refusal::LeaderChanged, out);
     }
 
     pub fn tick(&mut self, now: u64, out: &mut Vec<Output>) {
         let lists = [&mut self.waiting].into_iter();
-        let lists = lists.chain(self.round.as_mut().map(|round| &mut round.reads));
+        let lists = lists.chain(self.rounds.iter_mut().map(|round| &mut round.reads));
         let lists = lists.chain(self.confirmed.iter_mut().map(|(_, reads)| reads));
         for list in lists {
             let late = list.extract_if(.., |read| read.deadline <= now).collect();
             refuse(late, Refusal::Timeout, out);
         }
-        self.round.take_if(|round| round.reads.is_empty());
+        while self.rounds.pop_front_if(|round| round.reads.is_empty()).is_some() {}
         self.confirmed.retain(|(_, reads)| !reads.is_empty());
     }
 
     pub fn refuse_all(&mut self, refusal: Refusal, out: &mut Vec<Output>) {
-        let round = self.round.take().map(|round| round.reads).unwrap_or_default();
+        let rounds = self.rounds.drain(..).flat_map(|round| round.reads);
         let confirmed = take(&mut self.confirmed).into_iter().flat_map(|(_, reads)| reads);
-        let all = take(&mut self.waiting).into_iter().chain(round).chain(confirmed).collect();
+        let all = take(&mut self.waiting).into_iter().chain(rounds).chain(confirmed).collect();
         refuse(all, refusal, out);
     }
 }
 
 fn refuse(reads: Vec<Asked>, refusal: Refusal, out: &mut Vec<Output>) {
     out.extend(reads.into_iter().map(|Asked { ticket, .. }| Output::ReadReady { ticket, result: Err(refusal) }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RETRY_TICKS: u64 = 5;
+    const DEADLINE: u64 = 70;
+
+    struct Asker {
+        reads: Reads,
+        out: Vec<Output>,
+    }
+
+    impl Asker {
+        fn new() -> Asker {
+            Asker { reads: Reads::new(7, RETRY_TICKS), out: Vec::new() }
+        }
+
+        fn ask(&mut self, ticket: u64) {
+            self.reads.ask(Ticket(ticket), DEADLINE, &mut self.out);
+        }
+
+        fn round(&mut self, now: u64) -> Option<Bytes> {
+            self.reads.next_round(now, true).map(Bytes::from)
+        }
+
+        /// Who is served once this round is confirmed, one number after another.
+        fn confirm(&mut self, round: &Bytes) -> String {
+            self.reads.confirmed(round, Index(3), Term(1), &mut self.out);
+            self.reads.serve(Index(3), &mut self.out);
+            let ready = self.out.drain(..).filter_map(|output| match output {
+                Output::ReadReady { ticket, result: Ok(()) } => Some(ticket.0.to_string()),
+                Output::Note(_) => None,
+                _ => panic!("nobody is refused"),
+            });
+            ready.collect()
+        }
+    }
+
+    /// As it is if the leader is on another continent.
+    #[test]
+    fn answers_that_take_longer_than_a_retry_serve_what_was_asked_before_them() {
+        let mut asker = Asker::new();
+        asker.ask(1);
+        let first = asker.round(0).expect("somebody waits");
+        asker.ask(2);
+        assert_eq!(asker.round(RETRY_TICKS - 1), None, "one round at a time");
+        let second = asker.round(RETRY_TICKS).expect("the first takes too long");
+        let third = asker.round(2 * RETRY_TICKS).expect("so does the second, and it may be lost");
+        assert_eq!(asker.confirm(&first), "1");
+        asker.ask(3);
+        assert_eq!(asker.confirm(&third), "2");
+        assert_eq!(asker.confirm(&second), "", "a later one was as good");
+        let fourth = asker.round(2 * RETRY_TICKS).expect("no round is under way");
+        assert_eq!(asker.confirm(&fourth), "3");
+        assert_eq!(asker.round(9 * RETRY_TICKS), None, "nobody waits");
+    }
+
+    #[test]
+    fn rounds_whose_reads_are_all_gone_are_gone() {
+        let mut asker = Asker::new();
+        asker.ask(1);
+        let rounds: Vec<_> = (0..).map_while(|at| asker.round(at * RETRY_TICKS).filter(|_| at < 9)).collect();
+        assert_eq!(rounds.len(), 9);
+        asker.reads.tick(DEADLINE, &mut asker.out);
+        assert!(matches!(asker.out[..], [Output::ReadReady { ticket: Ticket(1), result: Err(Refusal::Timeout) }]));
+        assert!(asker.reads.rounds.is_empty());
+        asker.out.clear();
+        assert_eq!(asker.confirm(&rounds[8]), "");
+        assert_eq!(asker.round(DEADLINE), None);
+    }
 }
