@@ -175,7 +175,7 @@ pub enum NodeEvent {
         request: RequestId,
         definite: bool,
     },
-    /// Reads that asked before this moment may be served from `index` on.
+    /// Reads that waited when a round of confirmation began may be served from `index` on.
     ReadConfirmed {
         index: Index,
         term: Term,

@@ -22,6 +22,7 @@ mod log;
 mod members;
 mod message;
 mod proposals;
+mod reads;
 mod ready;
 mod sound;
 
@@ -112,6 +113,8 @@ pub struct Consensus {
     commit: Index,
     /// Reads that followers asked before this leader's first commit; raft-rs would drop them.
     early_reads: Vec<eraftpb::Message>,
+    /// How often this member asked its quorum whether it still leads.
+    questions: u64,
     /// Proposals that cannot be taken right now.
     deferred: VecDeque<eraftpb::Message>,
     /// For so many ticks nobody leads.
@@ -172,6 +175,7 @@ impl Consensus {
             notes: Vec::new(),
             commit,
             early_reads: Vec::new(),
+            questions: 0,
             deferred: VecDeque::new(),
             leaderless: 0,
             handed_over_for: None,
@@ -315,14 +319,10 @@ impl Consensus {
                     return Err(ForgottenEntries { leader: MemberId(message.from), commit, last });
                 }
             }
-            MessageType::MsgReadIndex if self.role() == Role::Leader && !self.leads_with_commit() => {
-                if self.early_reads.len() < limits::APPENDS_IN_FLIGHT_MAX {
-                    self.early_reads.push(message);
-                }
+            MessageType::MsgReadIndex => {
+                self.asked_to_read(message);
                 return Ok(());
             }
-            // raft-rs would pass it on in the sender's name, to which nobody listens. Who asked asks again.
-            MessageType::MsgReadIndex if self.role() != Role::Leader => return Ok(()),
             // Heartbeats are answered while the disk hangs, so the leader goes on sending: it does again what is lost.
             MessageType::MsgAppend if !message.entries.is_empty() && !self.has_room_to_write() => return Ok(()),
             // A snapshot comes with its state, another way; raft-rs must not believe one that cannot be installed.
@@ -343,12 +343,6 @@ impl Consensus {
         let _ = self.raft.step(message);
         self.moved();
         Ok(())
-    }
-
-    /// Asks for an index from which a read that begins now is linearizable. `context` must never have been used.
-    /// The answer may get lost.
-    pub fn read_index(&mut self, context: Vec<u8>) {
-        self.raft.read_index(context);
     }
 
     /// A snapshot arrived, and its state is at hand. Whether it is taken in: its state replaces the machine's once the

@@ -1,10 +1,14 @@
 //! What raft has ready, as outputs in the order that is safe, and what becomes of it once it is durable.
 use std::mem::take;
 
-use bytes::Bytes;
 use raft::eraftpb::{self, Entry, EntryType, MessageType};
 
-use super::{Consensus, Message, appends, log::entry_bytes, members::configuration};
+use super::{
+    Consensus, Message, appends,
+    log::entry_bytes,
+    members::configuration,
+    reads::{parse_id, take_number_off},
+};
 use crate::{
     event::{NodeEvent, Role},
     format::wal::HardState,
@@ -42,8 +46,8 @@ pub(super) struct Standing {
 #[derive(Default)]
 pub struct Progress {
     pub committed: Vec<Entry>,
-    /// Linearizable reads, by the context they were asked with, and the index from which they may be served.
-    pub reads: Vec<(Bytes, Index)>,
+    /// Linearizable reads, by the id they were asked with, and the index from which they may be served.
+    pub reads: Vec<(u64, Index)>,
     /// For followers too far behind: each is to get the machine's present state with its message.
     pub snapshots: Vec<Message>,
 }
@@ -87,7 +91,7 @@ impl Consensus {
         }
         let mut ready = self.raft.ready();
         let reads = ready.take_read_states().into_iter();
-        let reads = reads.map(|read| (Bytes::from(read.request_ctx), Index(read.index))).collect();
+        let reads = reads.filter_map(|read| Some((parse_id(&read.request_ctx)?, Index(read.index)))).collect();
         let mut messages = ready.take_messages();
         messages.extend(ready.take_persisted_messages());
         let (snapshots, mut messages) = self.part_snapshots(messages);
@@ -245,19 +249,10 @@ impl Consensus {
             out.push(Output::Note(NodeEvent::Committed { index: commit }));
         }
     }
-
-    fn answer_early_reads(&mut self) {
-        if self.role() != Role::Leader {
-            self.early_reads.clear(); // who asked asks again
-        } else if self.leads_with_commit() {
-            for message in take(&mut self.early_reads) {
-                let _ = self.raft.step(message);
-            }
-        }
-    }
 }
 
-fn send(messages: Vec<eraftpb::Message>, out: &mut Vec<Output>) {
+fn send(mut messages: Vec<eraftpb::Message>, out: &mut Vec<Output>) {
+    messages.iter_mut().for_each(take_number_off);
     out.extend(appends::merge(messages).into_iter().map(|message| Output::Send(Message(message))));
 }
 

@@ -18,7 +18,6 @@
 //!   in ([`Persist::snapshot`]) puts that file into place; a state that is not needed is told by
 //!   [`Output::DropSnapshot`]. Until one or the other is done, the shell refuses another state of the same index.
 //! - After [`Output::Halt`], [`Output::Removed`] or [`Output::Stopped`] the replica must not be stepped again.
-use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::{
@@ -198,13 +197,4 @@ pub struct Status {
     pub changes_are_durable: bool,
     /// Whether this member was removed, and nobody else may know.
     pub is_untold: bool,
-}
-
-/// A context for a round of reads; unique over members and restarts.
-pub(super) fn read_context(id: u64) -> Vec<u8> {
-    id.to_be_bytes().to_vec()
-}
-
-pub(super) fn parse_read_context(context: &Bytes) -> Option<u64> {
-    Some(u64::from_be_bytes(context[..].try_into().ok()?))
 }

@@ -157,7 +157,7 @@ impl Replica {
             installs: VecDeque::new(),
             hub: Hub::default(),
             proposals: Proposals::new(config.id, config.seed),
-            reads: Reads::new(config.seed, (limits::READ_RETRY_MS / config.heartbeat_ms).max(1)),
+            reads: Reads::new(config.id, config.seed, (limits::READ_RETRY_MS / config.heartbeat_ms).max(1)),
             ticks: 0,
             leader: (0, MemberId(0)),
             published: None,
@@ -305,8 +305,8 @@ impl Replica {
             return;
         }
         self.follow_leader(out);
-        if let Some(context) = self.reads.next_round(self.ticks, self.may_ask_to_read()) {
-            self.consensus.read_index(context);
+        if let Some(id) = self.reads.next_round(self.ticks, self.may_ask_to_read()) {
+            self.consensus.read_index(id);
             // A sole voter answers itself at once.
             if !self.work_off(out) {
                 return;
@@ -334,8 +334,8 @@ impl Replica {
                 out.push(Output::Note(NodeEvent::SnapshotSent { to, index }));
                 out.push(Output::SendSnapshot { message, state: State(Box::new(self.machine.clone())) });
             }
-            for (context, index) in progress.reads {
-                self.reads.confirmed(&context, index, self.consensus.term(), out);
+            for (id, index) in progress.reads {
+                self.reads.confirmed(id, index, self.consensus.term(), out);
             }
             self.apply(progress.committed, out);
             if self.halted {

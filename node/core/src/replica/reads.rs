@@ -2,23 +2,18 @@
 //! all that was committed by then.
 //!
 //! A round confirms every read that waits when it begins. While one is under way reads gather for the next, which begins
-//! when it is confirmed, or when it has not been for a while: what was asked may be lost, or the leader far away.
+//! when the last one is confirmed, or has not been for a while: what was asked may be lost, or the leader far away.
 //!
 //! Invariant: whoever confirms a round was asked after all reads of that round and of those before it, so its answer is
 //! as good for these.
 use std::{collections::VecDeque, mem::take};
 
-use bytes::Bytes;
-
-use super::{
-    Output,
-    io::{parse_read_context, read_context},
-};
+use super::Output;
 use crate::{
     error::Refusal,
     event::NodeEvent,
     limits::READS_WAITING_MAX,
-    types::{Index, Term, Ticket},
+    types::{Index, MemberId, Term, Ticket},
 };
 
 struct Asked {
@@ -45,8 +40,9 @@ pub struct Reads {
 }
 
 impl Reads {
-    pub fn new(seed: u64, retry_ticks: u64) -> Reads {
-        let next_id = crate::machine::hash_bytes(&(!seed).to_le_bytes());
+    /// Ids are random, and so no other member's.
+    pub fn new(member: MemberId, seed: u64, retry_ticks: u64) -> Reads {
+        let next_id = crate::machine::hash_bytes(&[(!seed).to_le_bytes(), member.0.to_le_bytes()].concat());
         Reads { retry_ticks, next_id, waiting: Vec::new(), rounds: VecDeque::new(), confirmed: Vec::new() }
     }
 
@@ -59,8 +55,8 @@ impl Reads {
         self.waiting.push(Asked { ticket, deadline });
     }
 
-    /// The context of a round that begins now, if one should.
-    pub fn next_round(&mut self, now: u64, may_ask: bool) -> Option<Vec<u8>> {
+    /// The id of a round that begins now, if one should.
+    pub fn next_round(&mut self, now: u64, may_ask: bool) -> Option<u64> {
         let is_due = match self.rounds.back() {
             Some(last) => now >= last.asked_at + self.retry_ticks,
             None => !self.waiting.is_empty(),
@@ -70,15 +66,19 @@ impl Reads {
         }
         self.next_id = self.next_id.wrapping_add(1);
         self.rounds.push_back(Round { id: self.next_id, asked_at: now, reads: take(&mut self.waiting) });
-        Some(read_context(self.next_id))
+        Some(self.next_id)
     }
 
-    pub fn confirmed(&mut self, context: &Bytes, index: Index, term: Term, out: &mut Vec<Output>) {
-        let id = parse_read_context(context);
-        if let Some(at) = self.rounds.iter().position(|round| Some(round.id) == id) {
+    pub fn confirmed(&mut self, id: u64, index: Index, term: Term, out: &mut Vec<Output>) {
+        if let Some(at) = self.rounds.iter().position(|round| round.id == id) {
             out.push(Output::Note(NodeEvent::ReadConfirmed { index, term }));
             self.confirmed.push((index, self.rounds.drain(..=at).flat_map(|round| round.reads).collect()));
+            self.forget_rounds_for_nobody();
         }
+    }
+
+    fn forget_rounds_for_nobody(&mut self) {
+        while self.rounds.pop_front_if(|round| round.reads.is_empty()).is_some() {}
     }
 
     /// Serves what may be served now.
@@ -105,7 +105,7 @@ impl Reads {
             let late = list.extract_if(.., |read| read.deadline <= now).collect();
             refuse(late, Refusal::Timeout, out);
         }
-        while self.rounds.pop_front_if(|round| round.reads.is_empty()).is_some() {}
+        self.forget_rounds_for_nobody();
         self.confirmed.retain(|(_, reads)| !reads.is_empty());
     }
 
@@ -135,19 +135,19 @@ mod tests {
 
     impl Asker {
         fn new() -> Asker {
-            Asker { reads: Reads::new(7, RETRY_TICKS), out: Vec::new() }
+            Asker { reads: Reads::new(MemberId(1), 7, RETRY_TICKS), out: Vec::new() }
         }
 
         fn ask(&mut self, ticket: u64) {
             self.reads.ask(Ticket(ticket), DEADLINE, &mut self.out);
         }
 
-        fn round(&mut self, now: u64) -> Option<Bytes> {
-            self.reads.next_round(now, true).map(Bytes::from)
+        fn round(&mut self, now: u64) -> Option<u64> {
+            self.reads.next_round(now, true)
         }
 
         /// Who is served once this round is confirmed, one number after another.
-        fn confirm(&mut self, round: &Bytes) -> String {
+        fn confirm(&mut self, round: u64) -> String {
             self.reads.confirmed(round, Index(3), Term(1), &mut self.out);
             self.reads.serve(Index(3), &mut self.out);
             let ready = self.out.drain(..).filter_map(|output| match output {
@@ -169,12 +169,16 @@ mod tests {
         assert_eq!(asker.round(RETRY_TICKS - 1), None, "one round at a time");
         let second = asker.round(RETRY_TICKS).expect("the first takes too long");
         let third = asker.round(2 * RETRY_TICKS).expect("so does the second, and it may be lost");
-        assert_eq!(asker.confirm(&first), "1");
+        assert_eq!(asker.confirm(first), "1");
         asker.ask(3);
-        assert_eq!(asker.confirm(&third), "2");
-        assert_eq!(asker.confirm(&second), "", "a later one was as good");
+        assert_eq!(asker.confirm(third), "2");
+        assert_eq!(asker.confirm(second), "", "a later one was as good");
         let fourth = asker.round(2 * RETRY_TICKS).expect("no round is under way");
-        assert_eq!(asker.confirm(&fourth), "3");
+        asker.round(3 * RETRY_TICKS).expect("it takes too long");
+        assert_eq!(asker.confirm(fourth), "3");
+        asker.ask(4);
+        let sixth = asker.round(3 * RETRY_TICKS).expect("the fifth was for nobody");
+        assert_eq!(asker.confirm(sixth), "4");
         assert_eq!(asker.round(9 * RETRY_TICKS), None, "nobody waits");
     }
 
@@ -188,7 +192,7 @@ mod tests {
         assert!(matches!(asker.out[..], [Output::ReadReady { ticket: Ticket(1), result: Err(Refusal::Timeout) }]));
         assert!(asker.reads.rounds.is_empty());
         asker.out.clear();
-        assert_eq!(asker.confirm(&rounds[8]), "");
+        assert_eq!(asker.confirm(rounds[8]), "");
         assert_eq!(asker.round(DEADLINE), None);
     }
 }

@@ -20,7 +20,9 @@ pub struct Names {
 }
 
 impl Names {
+    /// A leader's words have a number of its own before what it was asked with.
     fn context(&mut self, context: &[u8]) -> String {
+        let context = context.last_chunk::<8>().map_or(context, |id| id);
         let known = self.contexts.iter().position(|known| known == context);
         let at = known.unwrap_or_else(|| {
             self.contexts.push(context.to_vec());
