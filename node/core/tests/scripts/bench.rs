@@ -183,6 +183,12 @@ impl Bench {
         }
     }
 
+    /// The first message on its way from one to the other will arrive twice.
+    pub fn double(&mut self, from: u64, to: u64) {
+        let link = self.links.get_mut(&(from, to)).expect("something is on its way");
+        link.push_front(link.front().expect("something is on its way").clone());
+    }
+
     /// The snapshots on their way from one to the other arrive, or are lost. Returns their number.
     pub fn deliver_snapshots(&mut self, from: u64, to: u64, delivered: bool) -> usize {
         let on_their_way = |parcel: &mut (u64, u64, Message, State)| (parcel.0, parcel.1) == (from, to);

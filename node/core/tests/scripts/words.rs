@@ -7,6 +7,7 @@
 //! | `tick M [N]` | lets time pass at M |
 //! | `campaign M` | lets time pass at M until its role changes |
 //! | `deliver A B [N]` | messages from A to B arrive: N of them, or all |
+//! | `double A B` | the first message from A to B will arrive twice |
 //! | `drop A B` | messages from A to B are lost |
 //! | `in-flight` | shows the messages on their way |
 //! | `persist M [N]` | M's disk completes N batches, or all |
@@ -102,6 +103,7 @@ fn run(bench: &mut Bench, line: &str) {
         "heal" => bench.heal(number(1)),
         "campaign" => campaign(bench, number(1)),
         "deliver" => bench.deliver(number(1), number(2), count(3)),
+        "double" => bench.double(number(1), number(2)),
         "drop" => {
             let lost = bench.drop_messages(number(1), number(2));
             bench.story += &format!("messages lost: {lost}\n");
