@@ -84,7 +84,8 @@ pub fn main(args: &Args) -> u8 {
     };
     let todo: Vec<_> = all.filter(is_new).collect();
     tally.todo = todo.len();
-    let cannot_write = |error| cli::usage(format!("--resume: the file cannot be written: {error}"));
+    let path = args.resume.as_deref().unwrap_or(Path::new("")).display();
+    let cannot_write = |error| cli::usage(format!("--resume: {path}: rows cannot be written: {error}"));
     let mut file = match args.resume.as_deref().map(append).transpose() {
         Ok(file) => file,
         Err(error) => return cannot_write(error),
