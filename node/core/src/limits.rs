@@ -38,6 +38,8 @@ pub const PROPOSALS_WAITING_MAX: usize = 20_000;
 pub const PROPOSALS_BYTES_MAX: usize = 64 << 20;
 /// Linearizable reads that may wait in one member; one more is refused with "too many requests".
 pub const READS_WAITING_MAX: usize = 100_000;
+/// Bytes by which a follower tells its reads apart: the leader repeats them to everybody. etcd's and ours are eight.
+pub const READ_CONTEXT_BYTES_MAX: usize = 64;
 /// Bytes of entries that wait for a follower's disk; beyond it appends count as lost on the way.
 pub const UNWRITTEN_BYTES_MAX: u64 = 64 << 20;
 

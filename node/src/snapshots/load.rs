@@ -213,8 +213,8 @@ impl Chunks {
     /// Bytes of the file; the error is the offset of a chunk that is missing.
     fn slice(&mut self, offset: u64, len: usize) -> Result<Bytes, u64> {
         let chunk_of = |at: u64| at / CHUNK_BYTES * CHUNK_BYTES;
-        let (first, last) = (chunk_of(offset), chunk_of(offset + len.max(1) as u64 - 1));
-        debug_assert!(offset + len as u64 <= self.file_bytes, "the reader asks for what is there");
+        debug_assert!(len > 0 && offset + len as u64 <= self.file_bytes, "the reader asks for what is there");
+        let (first, last) = (chunk_of(offset), chunk_of(offset + len as u64 - 1));
         self.needed = ((last - first) / CHUNK_BYTES) as usize + 1;
         let chunk = |at: u64| self.kept.get(&at).ok_or(at);
         if first == last {

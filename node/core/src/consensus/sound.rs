@@ -35,7 +35,9 @@ impl Consensus {
                 raft.state != StateRole::Candidate || raft.raft_log.persisted == raft.raft_log.last_index()
             }
             MessageType::MsgSnapshot => message.get_snapshot().get_metadata().term <= message.term,
-            MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => message.entries.len() == 1,
+            MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
+                matches!(&*message.entries, [entry] if entry.data.len() <= limits::READ_CONTEXT_BYTES_MAX)
+            }
             // Operators ask the leader itself.
             MessageType::MsgTransferLeader => false,
             _ => true,

@@ -183,6 +183,22 @@ mod tests {
     }
 
     #[test]
+    fn all_that_wait_count() {
+        let mut asker = Asker::new();
+        for at in 0..4 {
+            (0..READS_WAITING_MAX as u64 / 4).for_each(|ticket| asker.ask(ticket));
+            let round = (at < 3).then(|| asker.round(at * RETRY_TICKS).expect("the one before takes too long"));
+            if at == 0 {
+                asker.reads.confirmed(round.expect("the first"), Index(9), Term(1), &mut asker.out);
+            }
+        }
+        asker.out.clear();
+        asker.ask(7);
+        let refused = Err(Refusal::TooManyRequests);
+        assert!(matches!(asker.out[..], [Output::ReadReady { ticket: Ticket(7), result }] if result == refused));
+    }
+
+    #[test]
     fn rounds_whose_reads_are_all_gone_are_gone() {
         let mut asker = Asker::new();
         asker.ask(1);

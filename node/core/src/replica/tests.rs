@@ -8,6 +8,7 @@ use crate::{
     types::{LeaseId, TraceId},
 };
 
+mod questions;
 mod untrusted;
 
 pub(super) struct Hands {

@@ -20,9 +20,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// A leader's words have a number of its own before what it was asked with.
     fn context(&mut self, context: &[u8]) -> String {
-        let context = context.last_chunk::<8>().map_or(context, |id| id);
         let known = self.contexts.iter().position(|known| known == context);
         let at = known.unwrap_or_else(|| {
             self.contexts.push(context.to_vec());
@@ -76,14 +74,20 @@ impl Names {
             MsgVote => format!("vote for term {term}, log to {index}/{}", message.log_term()),
             MsgPreVoteResp => format!("pre-vote {} for term {term}", if refused { "refused" } else { "granted" }),
             MsgVoteResp => format!("vote {} for term {term}", if refused { "refused" } else { "granted" }),
-            MsgHeartbeat => format!("heartbeat of term {term}: commit {commit}{}", self.of(message.context())),
-            MsgHeartbeatResp => format!("heartbeat answer of term {term}{}", self.of(message.context())),
+            MsgHeartbeat => format!("heartbeat of term {term}: commit {commit}{}", self.numbered(message.context())),
+            MsgHeartbeatResp => format!("heartbeat answer of term {term}{}", self.numbered(message.context())),
             MsgReadIndex => format!("read index?{}", self.of(message.entries[0].data())),
             MsgReadIndexResp => format!("read index: {index}{}", self.of(message.entries[0].data())),
             MsgTimeoutNow => format!("leave to lead, in term {term}"),
             MsgProp => format!("proposal: {}", entries(&message.entries)),
             other => format!("{other:?}"),
         }
+    }
+
+    /// Before what it was asked with a leader puts a number of its own, for its quorum only: who asked gets its own
+    /// words back.
+    fn numbered(&mut self, context: &[u8]) -> String {
+        self.of(context.split_at_checked(8).map_or(context, |(_, asked_with)| asked_with))
     }
 
     fn of(&mut self, context: &[u8]) -> String {
